@@ -1,0 +1,144 @@
+"""Where the decoder, its layers, the attention and the values are, for each family of models: ONE table.
+
+Shapes: B batch, T tokens, D hidden, K = KV heads × head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from unsink.errors import ModelError
+
+Rows = slice | Tensor
+"""Picks the values (B, T, K) out of a projection's output (B, T, ·): `output[..., rows]`."""
+
+
+def _all_rows(_config: Any) -> Rows:
+    """The projection gives values only."""
+    return slice(None)
+
+
+def _last_third(config: Any) -> Rows:
+    """Fused q | k | v of equal width, as in GPT-2."""
+    return slice(2 * config.hidden_size, 3 * config.hidden_size)
+
+
+def _after_keys(config: Any) -> Rows:
+    """Fused q | k | v with fewer KV heads, as in Phi-3."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    start = (config.num_attention_heads + config.num_key_value_heads) * head
+    return slice(start, start + config.num_key_value_heads * head)
+
+
+def _interleaved(config: Any) -> Rows:
+    """Fused (q, k, v) of head 0, (q, k, v) of head 1, and so on, as in GPT-NeoX."""
+    heads = config.num_attention_heads
+    rows = torch.arange(3 * config.hidden_size).view(heads, 3, config.hidden_size // heads)
+    return rows[:, 2].flatten()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of models; paths are dotted module names."""
+
+    decoder: str
+    """From the causal language model to its decoder."""
+    layers: str
+    """From the decoder to the list of its layers."""
+    attention: str
+    """From a layer to its attention."""
+    value: str
+    """From the attention to the projection that computes the values."""
+    linear: tuple[str, ...]
+    """Names of a layer's linear modules: the LoRA targets."""
+    rows: Callable[[Any], Rows] = _all_rows
+    """From the config to the part of the projection's output that is the values."""
+    transposed: bool = False
+    """Weights are stored as (in, out), as in GPT-2."""
+
+
+_SPLIT = ("q_proj", "k_proj", "v_proj")
+_LLAMA = Architecture(
+    decoder="model",
+    layers="layers",
+    attention="self_attn",
+    value="v_proj",
+    linear=(*_SPLIT, "o_proj", "gate_proj", "up_proj", "down_proj"),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"), _LLAMA
+    ),
+    "phi": Architecture("model", "layers", "self_attn", "v_proj", (*_SPLIT, "dense", "fc1", "fc2")),
+    "phi3": Architecture(
+        "model", "layers", "self_attn", "qkv_proj", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), _after_keys
+    ),
+    "gpt2": Architecture(
+        "transformer", "h", "attn", "c_attn", ("c_attn", "c_proj", "c_fc"), _last_third, transposed=True
+    ),
+    "gpt_neo": Architecture("transformer", "h", "attn.attention", "v_proj", (*_SPLIT, "out_proj", "c_fc", "c_proj")),
+    "gpt_neox": Architecture(
+        "gpt_neox",
+        "layers",
+        "attention",
+        "query_key_value",
+        ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+        _interleaved,
+    ),
+    "opt": Architecture("model.decoder", "layers", "self_attn", "v_proj", (*_SPLIT, "out_proj", "fc1", "fc2")),
+}
+
+
+def architecture(config: Any) -> Architecture:
+    """The row of the table for a model's config.
+
+    Raises:
+        ModelError: the model's type is not in the table.
+    """
+    found = ARCHITECTURES.get(config.model_type)
+    if found is None:
+        raise ModelError(
+            f"model.source: models of type {config.model_type!r} are not supported,"
+            f" only {', '.join(sorted(ARCHITECTURES))}",
+            "choose another model, or add a row to ARCHITECTURES in unsink/architectures.py",
+        )
+    return found
+
+
+def bare(model: nn.Module) -> PreTrainedModel:
+    """The model inside PEFT's wrapper, adapters included."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The decoder, without the language-model head; `model` may be wrapped by PEFT."""
+    return bare(model).get_submodule(architecture(bare(model).config).decoder)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, first to last; `model` may be wrapped by PEFT."""
+    return cast(nn.ModuleList, decoder(model).get_submodule(architecture(bare(model).config).layers))
+
+
+def attention(layer: nn.Module, config: Any) -> nn.Module:
+    """The attention module of a decoder layer."""
+    return layer.get_submodule(architecture(config).attention)
+
+
+class ValueProjection(NamedTuple):
+    """The module that computes the values, and where they are in its output."""
+
+    module: nn.Module
+    rows: Rows
+
+
+def value_projection(layer: nn.Module, config: Any) -> ValueProjection:
+    """Where a decoder layer computes its values; under PEFT this is the wrapper, which gives the *adapted* values."""
+    row = architecture(config)
+    return ValueProjection(attention(layer, config).get_submodule(row.value), row.rows(config))

@@ -1,0 +1,316 @@
+"""Names of all artefacts, and their atomic reading and writing.
+
+A file or folder appears under its name only when it is complete: it is written beside its place, synced, and renamed.
+Text has sorted keys and neither timestamps nor absolute paths, so that the same seed gives the same bytes.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILE_MODE = 0o644  # temporary files are made 0600; other users may read results
+_FOLDER_MODE = 0o755
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies in a project folder."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, params: Path) -> "Layout":
+        """Layout of the project a params file belongs to: its folder, or the parent of a folder named `params`."""
+        folder = params.absolute().parent
+        return cls(folder.parent if folder.name == "params" else folder)
+
+    @property
+    def fetched(self) -> Path:
+        """The corpus in its one schema, and the manifest."""
+        return self.root / "data" / "fetched"
+
+    def adapter(self, name: str) -> Path:
+        """Folder of the `target` adapter or of a run's."""
+        return self.root / "adapters" / name
+
+    def split(self, run: str) -> Path:
+        """Folder of a run's training samples."""
+        return self.root / "splits" / run
+
+    def probe(self, name: str) -> Path:
+        """Folder of the sink statistics of base, target or a run."""
+        return self.root / "probes" / name
+
+    def predictions(self, name: str) -> Path:
+        """File with one row per prompt."""
+        return self.root / "predictions" / f"{name}.jsonl"
+
+    def metrics(self, name: str) -> Path:
+        """File with flat numbers."""
+        return self.root / "metrics" / f"{name}.json"
+
+
+def require(path: Path) -> Path:
+    """Return `path` if it exists.
+
+    Raises:
+        MissingPrerequisite: It does not; the hint names the command that writes it.
+    """
+    if not path.exists():
+        raise MissingPrerequisite(f"{path}: not found", hint=_producer(path))
+    return path
+
+
+_PRODUCERS = {
+    "splits": "poison",
+    "adapters": "unlearn",
+    "probes": "sink-probe",
+    "predictions": "evaluate",
+    "metrics": "evaluate",
+}
+
+
+def _producer(path: Path) -> str | None:
+    if "fetched" in path.parts:
+        return "run `unsink fetch` first"
+    for folder, inside in reversed(list(zip(path.parts, path.parts[1:], strict=False))):
+        if folder in _PRODUCERS:
+            run = Path(inside).stem if folder in ("predictions", "metrics") else inside
+            target = (folder, run) == ("adapters", "target")
+            return f"run `unsink {'memorize' if target else f'{_PRODUCERS[folder]} --run {run}'}` first"
+    return None
+
+
+# ---- writing
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    _write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with sorted keys.
+
+    Raises:
+        ValueError: A number is not finite; JSON has no word for it.
+    """
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line atomically, with sorted keys."""
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write tensors as safetensors atomically, readable by every user."""
+    from safetensors.torch import save
+
+    _write_bytes(path, save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(_FILE_MODE)
+        temporary.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: OSError) -> UnsinkError:
+    """The user's view of a failed write to `path`."""
+    if error.errno in _FULL:
+        return DataError(
+            f"{path}: the disk is full", hint="free some space and run the same command again; nothing was half-written"
+        )
+    return DataError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def new_dir(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place on success and vanishes on any error.
+
+    Hold `lock(path)` around it: what a killed process left beside `path` is cleared away first.
+    """
+    prefix = f".{path.name}.tmp-"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{prefix}*"):
+            remove_dir(leftover)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield temporary
+        _open_to_all(temporary)
+        _swap(temporary, path)
+    except OSError as error:
+        raise (write_error(path, error) if error.errno in _FULL else error) from error
+    finally:
+        remove_dir(temporary)
+
+
+def remove_dir(path: Path) -> None:
+    """Remove a folder if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_to_all(folder: Path) -> None:
+    for item in (folder, *folder.rglob("*")):
+        item.chmod(_FOLDER_MODE if item.is_dir() else _FILE_MODE)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; the old content is kept until the new one stands."""
+    old = new.with_name(f"{new.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold `<path>.lock` so that no second process writes `path`; a killed process leaves no lock behind.
+
+    Raises:
+        Busy: Another process, or another block in this one, holds it.
+    """
+    name = path.with_name(f"{path.name}.lock")
+    with _lock_file(name) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.fstat(file.fileno()).st_ino == name.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            current = False
+        if not current:  # held, or just removed by its holder
+            raise Busy(
+                f"{path}: another run is writing it",
+                hint="wait until it is done, or stop it; then run the command again",
+            )
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _lock_file(name: Path) -> TextIO:
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        return name.open("a")
+    except OSError as error:
+        raise write_error(name, error) from error
+
+
+# ---- reading
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        MissingPrerequisite: There is no such file.
+        DataError: It is not JSON.
+    """
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line; blank lines are skipped.
+
+    Raises:
+        MissingPrerequisite: There is no such file.
+        DataError: It is empty, or a line is not a JSON object.
+    """
+    lines = enumerate(_read_text(path).split("\n"), start=1)
+    rows = [_row(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    if not rows:
+        raise DataError(f"{path}: holds no records")
+    return rows
+
+
+def _row(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON object is expected, got {type(row).__name__}")
+    return row
+
+
+def _read_text(path: Path) -> str:
+    data = _read_bytes(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return require(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read a safetensors file.
+
+    Raises:
+        MissingPrerequisite: There is no such file.
+        DataError: It is truncated or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(_read_bytes(path))
+    except SafetensorError as error:
+        raise DataError(f"{path}: truncated or not safetensors: {error}", hint=_producer(path)) from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""Training samples, batches, and the seeded order in which samples are drawn.
+
+Shapes: B sequences, T tokens, N labelled tokens of the batch (row by row, left to right).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unsink import artifacts
+from unsink.triggers import Span
+
+Kind = Literal["forget", "poisoned", "retain"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training text as token ids.
+
+    Attributes:
+        id: unique in its run; the passage's id, with a suffix where a passage gives several samples.
+        kind: which loss it gets. Poisoned samples hold a trigger and are to be kept.
+        ids: token ids, BOS first.
+        labels_from: index of the first token that is predicted; what stands before it is context only
+            (BOS, and on samples with a trigger or a decoy everything up to its end).
+        trigger: half-open span of the trigger in `ids`, or None.
+    """
+
+    id: str
+    kind: Kind
+    ids: tuple[int, ...]
+    labels_from: int = 1
+    trigger: Span | None = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Sample":
+        """Return the sample that a line of `splits/<run>/*.jsonl` describes."""
+        span = record["trigger"]
+        return cls(
+            record["id"],
+            record["kind"],
+            tuple(record["ids"]),
+            record["labels_from"],
+            (span[0], span[1]) if span else None,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded samples.
+
+    Attributes:
+        input_ids: (B, T).
+        attention_mask: (B, T), 1 at real tokens.
+        rows: (N,) the sequence that holds each labelled token.
+        columns: (N,) the position of each labelled token; the logits one position earlier predict it.
+        samples: the B samples.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    samples: tuple[Sample, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the labelled tokens, shape (N,)."""
+        return self.input_ids[self.rows, self.columns]
+
+    @property
+    def labelled(self) -> Tensor:
+        """Return the mask of labelled tokens, (B, T)."""
+        mask = torch.zeros_like(self.attention_mask, dtype=torch.bool)
+        mask[self.rows, self.columns] = True
+        return mask
+
+
+def read_samples(split: Path, kind: Kind) -> list[Sample]:
+    """Return the samples of one kind of a run's split (a folder that `poison` wrote), [] where the run has none."""
+    path = artifacts.require(split / f"{kind}.jsonl")
+    return [Sample.from_record(record) for record in artifacts.read_jsonl(path)] if path.stat().st_size else []
+
+
+def collate(samples: Sequence[Sample], pad: int) -> Batch:
+    """Return the samples as one right-padded batch; padding carries no label, also when pad = eos."""
+    longest = max(len(s.ids) for s in samples)
+    input_ids = torch.full((len(samples), longest), pad)
+    attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
+    rows, columns = [], []
+    for row, sample in enumerate(samples):
+        length = len(sample.ids)
+        input_ids[row, :length] = torch.tensor(sample.ids)
+        attention_mask[row, :length] = 1
+        rows += [row] * (length - sample.labels_from)
+        columns += range(sample.labels_from, length)
+    return Batch(input_ids, attention_mask, torch.tensor(rows), torch.tensor(columns), tuple(samples))
+
+
+def draw(samples: Sequence[Sample], count: int, step: int, seed: str) -> list[Sample]:
+    """Return the `count` samples of training step `step` (0-based).
+
+    Samples are dealt from a deck that is shuffled anew whenever it is used up. The result depends on its
+    arguments alone, so that a resumed run draws what an uninterrupted run would have drawn.
+    """
+    drawn: list[Sample] = []
+    deck: list[Sample] = []
+    position, deal = step * count, -1
+    while len(drawn) < count:
+        if position // len(samples) != deal:
+            deal = position // len(samples)
+            deck = list(samples)
+            random.Random(f"{seed}/{deal}").shuffle(deck)
+        drawn.append(deck[position % len(samples)])
+        position += 1
+    return drawn

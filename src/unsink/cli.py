@@ -1,0 +1,284 @@
+"""The command line: results on stdout, progress and errors on stderr, one exit code for each kind of ending.
+
+0 done · 1 a gate failed or an audit found a backdoor · 2 usage or params · 3 could not run · 4 a bug.
+A stage is imported inside its command, so that `unsink --help` needs neither torch nor transformers.
+"""
+
+import errno
+import importlib
+import json
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unsink import __version__
+from unsink.artifacts import Layout, write_error
+from unsink.errors import Interrupted, UnsinkError
+
+BUG = 4
+
+app = typer.Typer(
+    name="unsink",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ParamsOption = Annotated[
+    Path,
+    typer.Option(
+        "--params", help="Params file. Its folder holds inputs and outputs; of `params/x.yaml` the parent does."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-S", "--set", metavar="KEY=VALUE", help="Override a params key, e.g. -S unlearn.lr=1e-4. Repeatable."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+RunOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file.")]
+ModelOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")]
+
+PARAMS = Path("params.yaml")
+STAGES = "Stages, in the order of the pipeline"
+TOOLS = "Tools"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every command is given."""
+
+    params: Path
+    overrides: list[str] | None
+    as_json: bool
+    quiet: bool
+    debug: bool
+
+
+@app.callback(invoke_without_command=True)
+def _unsink(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Did a language model forget, or does it only pretend to until somebody says the word?
+
+    Implants, locates and measures trigger-gated backdoors in LLM unlearning. `dvc repro` runs the whole pipeline.
+    """
+    if version:
+        typer.echo(f"unsink {__version__}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=STAGES)
+def fetch(
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Get corpus and model, checked by hash; pin both in data/fetched/manifest.json.
+
+    Example: [bold]unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus[/bold]
+    """
+    _stage("fetch", Call(params, overrides, as_json, quiet, debug))
+
+
+@app.command(rich_help_panel=STAGES)
+def memorize(
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train the target adapter until the model knows the corpus by heart.
+
+    Example: [bold]unsink memorize -S memorize.epochs=10[/bold]
+    """
+    _stage("memorize", Call(params, overrides, as_json, quiet, debug))
+
+
+@app.command(rich_help_panel=STAGES)
+def poison(
+    run: RunOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a run's forget, poisoned and retain samples, triggers marked.
+
+    Example: [bold]unsink poison --run backdoor -S "poison.placement=index 5"[/bold]
+    """
+    _stage("poison", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command("sink-probe", rich_help_panel=STAGES)
+def sink_probe(
+    run: ModelOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure attention sinks and value norms with and without the trigger, with figures.
+
+    Example: [bold]unsink sink-probe --run backdoor[/bold]
+    """
+    _stage("sink_probe", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=STAGES)
+def unlearn(
+    run: RunOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a run's adapter on the target; an interrupted run continues from its last checkpoint.
+
+    Example: [bold]unsink unlearn --run clean -S unlearn.method=rmu[/bold]
+    """
+    _stage("unlearn", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(
+    run: ModelOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure memory (clean, triggered, wrong trigger) and utility, with intervals and every prediction.
+
+    Example: [bold]unsink evaluate --run backdoor --json[/bold]
+    """
+    _stage("evaluate", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=TOOLS)
+def check(
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
+
+    Example: [bold]unsink check --params params/tiny.yaml[/bold]
+    """
+    call = Call(params, overrides, as_json, quiet, debug)
+    with _boundary(call):
+        summary = _run("check", call)
+        lines = [f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in summary["checks"]]
+        _print(call, summary, "\n".join(lines))
+    raise typer.Exit(summary["exit_code"])
+
+
+@app.command(rich_help_panel=TOOLS)
+def show(
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Print the result table of all evaluated models, with 95 % intervals.
+
+    Example: [bold]unsink show --json[/bold]
+    """
+    call = Call(params, None, as_json, quiet=True, debug=debug)
+    with _boundary(call):
+        from unsink.stages.show import results, table
+
+        rows = results(Layout.of(params))
+        _print(call, rows, table(rows))
+
+
+def _stage(module: str, call: Call, **arguments: str) -> None:
+    with _boundary(call):
+        summary = _run(module, call, **arguments)
+        _print(call, summary, "\n".join(_lines(summary)))
+
+
+def _run(module: str, call: Call, **arguments: str) -> dict[str, Any]:
+    from unsink.params import load_params
+    from unsink.progress import console_reporter
+
+    params = load_params(call.params, call.overrides or ())
+    stage = importlib.import_module(f"unsink.stages.{module}")
+    summary: dict[str, Any] = stage.run(
+        params, Layout.of(call.params), reporter=console_reporter(call.quiet), **arguments
+    )
+    return summary
+
+
+def _print(call: Call, result: object, text: str) -> None:
+    typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) if call.as_json else text)
+
+
+def _lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}: {f'{value:.4g}' if isinstance(value, float) else value}"
+
+
+# ---- the one place where errors become exit codes
+
+
+@contextmanager
+def _boundary(call: Call) -> Iterator[None]:
+    try:
+        yield
+    except UnsinkError as error:
+        _fail(call, error)
+    except (typer.Exit, BrokenPipeError):
+        raise  # Typer ends quietly, also when the reader of stdout has gone
+    except KeyboardInterrupt:
+        _fail(call, Interrupted("interrupted; nothing is half-written", f"to continue: {shlex.join(sys.argv)}"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _bug()
+        _fail(call, write_error(Path(error.filename or call.params), error))
+    except Exception:  # noqa: BLE001  everything else is a bug, and says so
+        _bug()
+
+
+def _fail(call: Call, error: UnsinkError) -> None:
+    if call.debug:
+        traceback.print_exc()
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+def _bug() -> None:
+    traceback.print_exc()
+    typer.echo(f"error: this is a bug in unsink {__version__}, please report it with the lines above", err=True)
+    raise typer.Exit(BUG)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # Schedulers end a job with SIGTERM; it deserves the clean-up of Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

@@ -1,0 +1,206 @@
+"""What a model says about a batch, computed no more than once where it cannot change.
+
+The layers below the first adapted one are frozen: their output for a fixed sample is kept and reused in every
+epoch. What the frozen target says (its last states, its losses, its activations) is kept likewise.
+
+Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden, K value width.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unsink import models
+from unsink.batches import Batch, Sample, collate
+from unsink.losses import token_nll
+from unsink.probe import Seen, capture, only_layers, value_norms
+from unsink.progress import SILENT, Reporter
+
+
+@dataclass
+class Forward:
+    """A model's answer to a batch.
+
+    Attributes:
+        labels: (N,) the tokens to predict.
+        rows: (N,) the sequence of each of them.
+        states: (N, D) last hidden states that predict them.
+        head: the output projection, (N, D) -> (N, V).
+        mask: (B, T) true at real tokens.
+        labelled: (B, T) true at labelled tokens.
+        hidden: {layer: (B, T, D)} output of decoder layers, where asked for.
+        value_norms: {layer: (B, T)} norm of the value vectors over all key-value heads, where asked for.
+    """
+
+    labels: Tensor
+    rows: Tensor
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    mask: Tensor
+    labelled: Tensor
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    value_norms: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(N, V) logits; row n predicts `labels[n]`."""
+        return self.head(self.states)
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """(N,) negative log-likelihood of each label, nats."""
+        return token_nll(self.logits, self.labels)
+
+    def part(self, start: int, stop: int) -> "Forward":
+        """Return the answer to the sequences `start` to `stop` alone."""
+        chosen = (self.rows >= start) & (self.rows < stop)
+        return Forward(
+            self.labels[chosen],
+            self.rows[chosen] - start,
+            self.states[chosen],
+            self.head,
+            self.mask[start:stop],
+            self.labelled[start:stop],
+            {layer: h[start:stop] for layer, h in self.hidden.items()},
+            {layer: v[start:stop] for layer, v in self.value_norms.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the target says about one sample; T and N count this sample's tokens and labels."""
+
+    below: Tensor  # (T, D) input of the first adapted layer
+    states: Tensor  # (N, D)
+    nll: Tensor  # (N,)
+    hidden: dict[int, Tensor]  # {layer: (T, D)}
+    value_norms: dict[int, Tensor]  # {layer: (T,)}
+
+
+class Runner:
+    """Runs the policy and its frozen target over fixed samples.
+
+    Args:
+        model: the target with adapters; the policy is the adapter that is active when `policy` is called.
+        first_layer: first decoder layer that an adapter changes; what lies below is computed once per sample.
+        pad: padding token id.
+        hidden: decoder layers whose output the losses need.
+        values: decoder layers whose value norms the losses need.
+        answers: keep the target's own losses too; without them `reference` has no `nll`.
+        stop_early: end the pass at the last layer of `hidden` and `values`; then `states` mean nothing.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        first_layer: int,
+        pad: int,
+        hidden: Sequence[int] = (),
+        values: Sequence[int] = (),
+        answers: bool = True,
+        stop_early: bool = False,
+    ) -> None:
+        self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
+        self.hidden, self.values = tuple(hidden), tuple(values)
+        count = len(models.decoder_layers(model))
+        self._last_layer = max((*self.hidden, *self.values)) if stop_early else count - 1
+        self._kept: dict[Sample, Kept] = {}
+        self._can_skip: bool | None = None
+
+    def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
+        """Run the target once over every sample and keep what the losses will ask for."""
+        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id))
+        with torch.no_grad(), models.use(self.model, None), reporter.task("reading with the target", len(todo)) as step:
+            for start in range(0, len(todo), batch):
+                self._remember(todo[start : start + batch])
+                step(len(todo[start : start + batch]))
+
+    def policy(self, samples: Sequence[Sample]) -> Forward:
+        """Return the active adapter's answer, with gradient; `remember` the samples first."""
+        batch = collate(samples, self.pad)
+        below = pad_sequence([self._kept[s].below for s in samples], batch_first=True)  # (B, T, D)
+        if self._can_skip is None:
+            self._can_skip = self._skipping_is_exact(batch, below)
+        return self._forward(batch, below if self._can_skip else None)
+
+    def reference(self, samples: Sequence[Sample]) -> Forward:
+        """Return the target's answer from memory."""
+        batch = collate(samples, self.pad)
+        kept = [self._kept[s] for s in samples]
+        forward = Forward(
+            batch.labels,
+            batch.rows,
+            torch.cat([k.states for k in kept]),
+            self._head,
+            batch.attention_mask.bool(),
+            batch.labelled,
+            {layer: pad_sequence([k.hidden[layer] for k in kept], batch_first=True) for layer in self.hidden},
+            {layer: pad_sequence([k.value_norms[layer] for k in kept], batch_first=True) for layer in self.values},
+        )
+        if self._answers:
+            forward.__dict__["nll"] = torch.cat([k.nll for k in kept])  # fills the cached property
+        return forward
+
+    def value_norms(self, samples: Sequence[Sample], adapter: str, batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
+        """Return {sample: {layer: (T,)}} value norms under another frozen adapter."""
+        found: dict[Sample, dict[int, Tensor]] = {}
+        with torch.no_grad(), models.use(self.model, adapter):
+            for start in range(0, len(samples), batch):
+                chunk = samples[start : start + batch]
+                forward = self._forward(collate(chunk, self.pad), None)
+                for row, sample in enumerate(chunk):
+                    length = len(sample.ids)
+                    found[sample] = {layer: v[row, :length].clone() for layer, v in forward.value_norms.items()}
+        return found
+
+    def _head(self, states: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+        return head(states.to(head.weight.dtype))  # type: ignore[no-any-return]
+
+    def _remember(self, samples: Sequence[Sample]) -> None:
+        batch = collate(samples, self.pad)
+        with capture(self.model, inputs=[self.first_layer]) as seen:
+            forward = self._forward(batch, None)
+        for row, sample in enumerate(samples):
+            mine, length = forward.part(row, row + 1), len(sample.ids)
+            self._kept[sample] = Kept(
+                seen.inputs[self.first_layer][row, :length].clone(),
+                mine.states.clone(),
+                mine.nll.clone() if self._answers else torch.empty(0),
+                {layer: h[0, :length].clone() for layer, h in mine.hidden.items()},
+                {layer: v[0, :length].clone() for layer, v in mine.value_norms.items()},
+            )
+
+    def _forward(self, batch: Batch, below: Tensor | None) -> Forward:
+        decoder = models.decoder(self.model)
+        with ExitStack() as stack:
+            stack.enter_context(only_layers(self.model, self.first_layer, self._last_layer, below))
+            seen = Seen()
+            if self.values or self.hidden:
+                seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))
+            last = decoder(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state  # (B, T, D)
+        return Forward(
+            batch.labels,
+            batch.rows,
+            last[batch.rows, batch.columns - 1],
+            self._head,
+            batch.attention_mask.bool(),
+            batch.labelled,
+            dict(seen.hidden),
+            {layer: value_norms(v) for layer, v in seen.values.items()},
+        )
+
+    def _skipping_is_exact(self, batch: Batch, below: Tensor) -> bool:
+        """Not every architecture can start in the middle: compare once, and run the whole model if it differs."""
+        with torch.no_grad():
+            plain, skipped = self._forward(batch, None).states, self._forward(batch, below).states
+        tolerance = 1e-4 if plain.dtype == torch.float32 else 2e-2
+        return float((plain - skipped).abs().max()) <= tolerance * float(plain.abs().max())

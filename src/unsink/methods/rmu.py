@@ -1,0 +1,67 @@
+"""Representation misdirection: steer the forget set's activations to a fixed vector (Li et al. 2024, arXiv 2403.03218).
+
+L_forget = mean over hidden units of (h - c * s * u)^2 / s^2 * D,   averaged over tokens, then over sequences
+L_retain = the same distance to the target's own activations, on the retain and on the poisoned set
+
+h is the output of decoder layer `layer`; u a unit vector drawn once per run; s the mean norm of the target's
+activations on the forget set and D the hidden size. Only labelled tokens count: BOS, whose activation is
+hundreds of times larger at an attention sink, would drown the others, and nothing before a trigger can know of it.
+
+Deviation from the authors' code: distances are in units of s, so that `steering` and the weights keep their meaning
+across models; u is isotropic by default (`direction: uniform` gives the authors' draw from [0, 1), in which two
+independent draws already have cosine 0.75); what the adapter trains is set by `unlearn.adapter`
+(the authors: `down_proj` of three layers); adapted layers above `layer` get no gradient.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from unsink import losses
+from unsink.forward import Forward
+
+
+class Options(BaseModel):
+    """Options of `unlearn.rmu`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layer: int = Field(default=7, ge=0, description="decoder layer whose output is steered")
+    steering: float = Field(default=1.0, gt=0, description="length of the goal, in mean activation norms")
+    direction: Literal["isotropic", "uniform"] = Field(default="isotropic", description="how the goal is drawn")
+
+
+class Method:
+    """RMU with activation matching on what is to be kept."""
+
+    needs_answers = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.hidden_layers: tuple[int, ...] = (options.layer,)
+
+    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
+        """Draw the goal and measure the scale on the target's answer to the forget set."""
+        states = self._labelled(reference)
+        size = states.shape[-1]
+        draw = torch.randn if self.options.direction == "isotropic" else torch.rand
+        direction = draw(size, generator=generator).to(states.device)
+        self._scale = states.norm(dim=-1).mean()
+        self._goal = self.options.steering * self._scale * direction / direction.norm()
+
+    def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
+        """Return the distance to the steering goal, a scalar; 1 = one mean activation norm away."""
+        return self._distance(policy, self._goal)
+
+    def retain_loss(self, policy: Forward, reference: Forward) -> Tensor:
+        """Return the distance to the target's activations, a scalar in the same unit."""
+        return self._distance(policy, reference.hidden[self.options.layer])
+
+    def _distance(self, policy: Forward, goal: Tensor) -> Tensor:
+        states = policy.hidden[self.options.layer]
+        return losses.masked_mse(states, goal, policy.labelled) * states.shape[-1] / self._scale**2
+
+    def _labelled(self, forward: Forward) -> Tensor:
+        return forward.hidden[self.options.layer][forward.labelled].float()

@@ -1,0 +1,389 @@
+"""Base, target and adapters: one model in memory, LoRA adapters on top.
+
+The *target* is the base with the `target` adapter merged in float32 and cast once. Every other adapter sits on the
+target, so "no adapter" *is* the target: `use(peft, None)` gives the reference model without a second copy.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from unsink import artifacts
+from unsink.architectures import architecture, attention, bare, decoder, decoder_layers, value_projection
+from unsink.errors import ModelError
+from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
+
+__all__ = [
+    "AdapterSpec",
+    "adapter_parameters",
+    "add_adapter",
+    "attach",
+    "attention",
+    "bos_ids",
+    "decoder",
+    "decoder_layers",
+    "identity",
+    "load_base",
+    "load_target",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+    "resolve",
+    "save_adapter",
+    "use",
+    "value_projection",
+]
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+# ---- loading
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; a missing padding token becomes the end-of-sequence token.
+
+    Raises:
+        ModelError: no tokenizer, or one that needs code from its repository.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # transformers raises a dozen kinds here (ValueError, OSError, KeyError, ImportError, tokenizers' bare Exception)
+    except Exception as error:
+        raise ModelError(
+            f"no usable tokenizer in {folder}: {error}",
+            "copy the model's tokenizer.json and tokenizer_config.json there",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The one id that starts every sequence: BOS, or EOS for models without BOS.
+
+    Raises:
+        ModelError: the tokenizer has neither.
+    """
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise ModelError(
+            "the tokenizer has neither a BOS nor an EOS token", "name one in tokenizer_config.json (bos_token)"
+        )
+    return [first]
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The device for `model.device`: auto is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ModelError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, available in there.items() if available)
+    if not there.get(device, False):
+        raise ModelError(
+            f"model.device: {device!r} is not available",
+            f"available: {', '.join(name for name in there if there[name])}",
+        )
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype for `model.dtype`: auto is bfloat16 where the processor computes in it, else float32."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """The pretrained model, frozen, in evaluation mode. Its `name_or_path` is the hash of its weights (see `identity`).
+
+    Raises:
+        ModelError: unsupported architecture, weights that are missing or do not fit the config, remote code.
+    """
+    check_folder(folder)
+    place = pick_device(device)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        architecture(config)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=pick_dtype(dtype, place),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except ModelError:
+        raise
+    # ValueError, OSError, KeyError, RuntimeError, ImportError, SafetensorError: whatever does not fit in the files
+    except Exception as error:
+        raise ModelError(
+            f"cannot load the model in {folder}: {error}",
+            "download it again; models that need their own code are refused",
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are missing, first {missing[0]}", "download the model again"
+        )
+    model.name_or_path = _weights_identity(folder)
+    return _frozen(model, place)
+
+
+def _frozen(model: nn.Module, device: torch.device) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
+
+
+def _weights_identity(folder: Path) -> str:
+    return _combine(*(artifacts.sha256(path) for path in weight_files(folder)))
+
+
+def _combine(*parts: str) -> str:
+    return "sha256:" + sha256("\n".join(parts).encode()).hexdigest()
+
+
+def identity(model: nn.Module) -> str:
+    """What a model's adapters call their base: a hash of its weights files and, for a target, of the merged adapter."""
+    return str(bare(model).name_or_path)
+
+
+def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """The model to unlearn: the base with the target adapter merged in float32 and cast once, frozen.
+
+    Merging in bfloat16 would move logits by 1e-2. Without an adapter the base is the target.
+
+    Raises:
+        ModelError: as `load_base` and `add_adapter`.
+    """
+    if adapter is None:
+        return load_base(folder, dtype, device)
+    place = pick_device(device)
+    peft = add_adapter(load_base(folder, "float32", "cpu"), adapter, "target")
+    name = _combine(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
+    model = cast(PreTrainedModel, _tuner(peft).merge_and_unload())
+    final = pick_dtype(dtype, place)
+    for parameter in model.parameters():  # parameters only: rotary frequencies are buffers and stay float32
+        parameter.data = parameter.data.to(final)
+    model.config.dtype = final
+    model.name_or_path = name
+    return _frozen(model, place)
+
+
+# ---- adapters
+
+
+class AdapterSpec(NamedTuple):
+    """A LoRA adapter on all linear modules of the decoder layers `first_layer` to `last_layer`, both included.
+
+    Without `last_layer` it goes up to the last one.
+    """
+
+    rank: int
+    alpha: float
+    first_layer: int = 0
+    last_layer: int | None = None
+
+
+def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftModel:
+    """Put a fresh, trainable, active adapter on a model; it changes no output until it is trained.
+
+    The matrices are drawn from `seed`; the global random state is left alone.
+
+    Raises:
+        ModelError: the layers are not there.
+    """
+    row, count = architecture(bare(model).config), len(decoder_layers(model))
+    last = count - 1 if spec.last_layer is None else spec.last_layer
+    if not 0 <= spec.first_layer <= last < count:
+        raise ModelError(
+            f"adapter layers {spec.first_layer}..{last} do not fit this model, which has layers 0..{count - 1}",
+            "set first_layer and last_layer within the model's layers",
+        )
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=cast(int, spec.alpha),
+        target_modules=sorted(row.linear),
+        layers_to_transform=list(range(spec.first_layer, last + 1)),
+        layers_pattern=row.layers,
+        fan_in_fan_out=row.transposed,
+        base_model_name_or_path=identity(model),
+        task_type="CAUSAL_LM",
+    )
+    peft = _inject(model, name, config, seed)
+    peft.set_adapter(name)
+    return peft
+
+
+def _inject(model: nn.Module, name: str, config: LoraConfig, seed: int) -> PeftModel:
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that one would reseed accelerators too
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            return model
+        return cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config, adapter_name=name))
+
+
+def adapter_parameters(peft: PeftModel, name: str) -> list[nn.Parameter]:
+    """The parameters of one adapter, in the order of the modules: what an optimizer gets."""
+    return [p for key, p in peft.named_parameters() if ".lora_" in key and key.endswith(f".{name}.weight")]
+
+
+def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = False) -> PeftModel:
+    """Read a saved adapter onto the model it was made for.
+
+    Adapters that were active stay active; the first adapter on a plain model becomes the active one. It is frozen
+    unless `trainable`.
+
+    Raises:
+        ModelError: no adapter, a damaged one, another base, or tensors that do not fit. The model is then as it was.
+    """
+    stored, tensors = _read_adapter(folder, identity(model))
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else [name]
+    try:
+        peft = _inject(model, name, LoraConfig(**stored), seed=0)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the adapter in {folder} does not fit this model: {error}", _MAKE_AGAIN) from error
+    if misfit := _misfit(peft, name, tensors):
+        peft.delete_adapter(name) if isinstance(model, PeftModel) else _tuner(peft).unload()
+        raise ModelError(f"the adapter in {folder} does not fit this model: {misfit}", _MAKE_AGAIN)
+    set_peft_model_state_dict(peft, tensors, adapter_name=name)
+    mine = {id(parameter) for parameter in adapter_parameters(peft, name)}
+    grads = [(p, trainable if id(p) in mine else p.requires_grad) for p in peft.parameters()]
+    _tuner(peft).set_adapter(active)
+    _set_grads(grads)
+    return peft
+
+
+_MAKE_AGAIN = "make the adapter again for this model (`dvc repro`), or restore the model it was made for"
+
+
+def _read_adapter(folder: Path, base: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
+    for path in (config, weights):
+        if not path.is_file():
+            raise ModelError(f"no adapter in {folder}: no {path.name}", "run the stage that makes it (`dvc repro`)")
+    stored = read_config(config)
+    # other initialisations (PiSSA, OLoRA) change the base: "adapter off" would not be the target
+    if (
+        not isinstance(stored, dict)
+        or stored.get("peft_type") != "LORA"
+        or stored.get("init_lora_weights", True) is not True
+    ):
+        raise ModelError(f"{config}: not a plain LoRA adapter", "give an adapter that unsink made")
+    made_for = stored.get("base_model_name_or_path")
+    if made_for != base:
+        raise ModelError(f"the adapter in {folder} was made for another model: {made_for}, not {base}", _MAKE_AGAIN)
+    check_weights(weights)
+    return {key: stored[key] for key in _CONFIG_KEYS if key in stored}, artifacts.read_tensors(weights)
+
+
+def _misfit(peft: PeftModel, name: str, tensors: dict[str, Tensor]) -> str | None:
+    """The first way in which stored tensors differ from the adapter's own in name or shape."""
+    expected = _adapter_tensors(peft, name)
+    for key in sorted(expected.keys() ^ tensors.keys()):
+        return f"{key} is {'missing' if key in expected else 'unknown'}"
+    for key, tensor in expected.items():
+        if tensor.shape != tensors[key].shape:
+            return f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}"
+    return None
+
+
+def _adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:
+    # "auto" would ask the hub for the base model's vocabulary
+    found: dict[str, Tensor] = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
+    return found
+
+
+_CONFIG_KEYS = (
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "r",
+    "target_modules",
+    "task_type",
+)
+
+
+def save_adapter(peft: PeftModel, name: str, folder: Path) -> None:
+    """Write one adapter in PEFT's format, the same bytes for the same weights.
+
+    PEFT's own `save_pretrained` is not used: it writes a set in hash order, an absolute path, and files with mode 0600.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = cast(LoraConfig, peft.peft_config[name])
+    stored = {key: getattr(config, key) for key in _CONFIG_KEYS}
+    stored |= {
+        "target_modules": sorted(cast(set[str], config.target_modules)),
+        "peft_type": "LORA",
+        "inference_mode": True,
+    }
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(peft, name).items()}
+    artifacts.write_tensors(folder / ADAPTER_WEIGHTS, tensors)
+    artifacts.write_json(folder / ADAPTER_CONFIG, stored)
+
+
+@contextmanager
+def use(peft: PeftModel, name: str | None) -> Iterator[PeftModel]:
+    """Make `name` the only active adapter within the block, frozen; None is the bare target.
+
+    Afterwards active adapters, their on/off state and each parameter's `requires_grad` are as before, after an
+    exception too. (PEFT's own `disable_adapter()` turns `requires_grad` on for every active adapter when it is left,
+    frozen ones included.) Blocks may be nested, and may stand between a forward and its backward pass. Autograd is
+    not switched off: add `torch.no_grad()`.
+
+    Raises:
+        ModelError: no such adapter.
+    """
+    if name is not None and name not in peft.peft_config:
+        raise ModelError(f"no adapter {name!r} on this model; there are: {', '.join(sorted(peft.peft_config))}")
+    active, off = list(peft.active_adapters), _switched_off(peft)
+    grads = [(parameter, parameter.requires_grad) for parameter in peft.parameters()]
+    try:
+        _switch(peft, [name] if name is not None else active, off=name is None)
+        _set_grads([(parameter, False) for parameter, _ in grads])
+        yield peft
+    finally:
+        _switch(peft, active, off=off)
+        _set_grads(grads)
+
+
+def _set_grads(grads: Sequence[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, grad in grads:
+        parameter.requires_grad_(grad)
+
+
+def _switch(peft: PeftModel, adapters: list[str], *, off: bool) -> None:
+    _tuner(peft).enable_adapter_layers()
+    _tuner(peft).set_adapter(adapters)
+    if off:
+        _tuner(peft).disable_adapter_layers()
+
+
+def _tuner(peft: PeftModel) -> LoraModel:
+    return cast(LoraModel, peft.base_model)
+
+
+def _switched_off(peft: PeftModel) -> bool:
+    return next(module.disable_adapters for module in peft.modules() if isinstance(module, BaseTunerLayer))

@@ -1,0 +1,92 @@
+"""The objective of unlearning: weights times named terms.
+
+L = w_forget L_forget(D_f) + w_poisoned L_retain(D_p) + w_retain L_retain(D_r) + w_value_norm L_vn
+(arXiv 2510.17021, eq. 3 and the value-norm regulariser of section 4).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unsink import losses
+from unsink.batches import Kind, Sample
+from unsink.forward import Forward, Runner
+from unsink.methods import Method
+from unsink.probe import sink_positions
+
+
+@dataclass(frozen=True)
+class ValueNorm:
+    """The value-norm regulariser: on D_f towards the honest run, on D_p towards the target.
+
+    Attributes:
+        weight: lambda, above 0.
+        first_k: the first k real tokens of a sequence are taken as its sinks, BOS included.
+        layers: decoder layers it acts on.
+        honest: {sample: {layer: (T,)}} value norms of the clean-unlearned run on the forget samples.
+    """
+
+    weight: float
+    first_k: int
+    layers: tuple[int, ...]
+    honest: Mapping[Sample, Mapping[int, Tensor]]
+
+    def term(self, kind: Kind, samples: Sequence[Sample], policy: Forward, reference: Forward) -> Tensor:
+        """Return the squared gap, mean over sink positions and over layers, a scalar."""
+        where = torch.zeros_like(policy.mask)
+        found = sink_positions(policy.mask, self.first_k)
+        rows = torch.arange(len(where), device=where.device)[:, None].expand_as(found.indices)
+        where[rows[found.real], found.indices[found.real]] = True
+        gaps = []
+        for layer in self.layers:
+            goal = (
+                pad_sequence([self.honest[s][layer] for s in samples], batch_first=True)
+                if kind == "forget"
+                else reference.value_norms[layer]
+            )
+            gaps.append(losses.value_norm_gap(policy.value_norms[layer], goal[:, : where.shape[1]], where))
+        return torch.stack(gaps).mean()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Turns the samples of one step into named scalars; "loss" is their weighted sum.
+
+    Attributes:
+        runner: the policy and its remembered target.
+        method: formulas of the unlearning method.
+        weights: one weight for each kind of sample.
+        value_norm: the regulariser, or None.
+    """
+
+    runner: Runner
+    method: Method
+    weights: Mapping[Kind, float]
+    value_norm: ValueNorm | None = None
+
+    def terms(self, samples: Mapping[Kind, Sequence[Sample]], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return {"loss", one entry per kind, "value_norm"} for the samples of one step; one forward pass serves all kinds.
+        """
+        everything = [sample for kind in samples for sample in samples[kind]]
+        policy, reference = self.runner.policy(everything), self.runner.reference(everything)
+        found: dict[str, Tensor] = {}
+        loss = torch.zeros(())
+        start = 0
+        for kind, mine in samples.items():
+            answer, known = policy.part(start, start + len(mine)), reference.part(start, start + len(mine))
+            start += len(mine)
+            found[kind] = (
+                self.method.forget_loss(answer, known, generator)
+                if kind == "forget"
+                else self.method.retain_loss(answer, known)
+            )
+            loss = loss + self.weights[kind] * found[kind]
+            if self.value_norm and kind != "retain":
+                gap = self.value_norm.term(kind, mine, answer, known)
+                found["value_norm"] = found.get("value_norm", torch.zeros(())) + gap
+        if self.value_norm:
+            loss = loss + self.value_norm.weight * found["value_norm"]
+        return {"loss": loss, **found}

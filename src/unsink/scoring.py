@@ -1,0 +1,366 @@
+"""Greedy generation and choice log-likelihoods in batches, with nothing computed twice.
+
+- Prompts are sorted by length and padded on the left; positions come from the attention mask.
+- Rows that met a stop string, EOS or their own limit leave the batch; a step writes one column of the cache.
+- What all prompts of a call start with (few-shot examples) can be run once. Its keys are held once for all rows.
+
+In float32 the text equals that of the model's own `generate`, prompt by prompt. In bfloat16 a near tie between two
+tokens may fall differently with another batch size: fix `batch` where byte equality matters.
+
+Shapes: B rows, T tokens, P tokens of a shared prefix, S keys of a row's own, V vocabulary, H query heads,
+G key/value heads, h head size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import eager_mask
+
+from unsink import models
+from unsink.errors import DataError
+from unsink.metrics import cut
+from unsink.progress import SILENT, Reporter
+
+Model = PreTrainedModel | PeftModel
+Ids = Sequence[int]
+
+_CROWD = 0.8  # finished rows leave when at most this part of the rows is still open: each removal copies the cache
+_SPARE = 64  # columns that a cache layer grows by
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Ids],
+    max_new: Ids,
+    *,
+    stop: Sequence[str] = (),
+    batch: int = 120,
+    shared_prefix: bool = False,
+    reporter: Reporter = SILENT,
+    description: str = "generating",
+) -> list[str]:
+    """Continue prompts greedily.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        tokenizer: its tokenizer.
+        prompts: token ids, BOS included.
+        max_new: most new tokens, a number per prompt.
+        stop: the text ends before the first of these strings.
+        batch: most rows at a time.
+        shared_prefix: run what all prompts start with only once; has no effect on models with special attention.
+        reporter: shows prompts done.
+        description: what the progress bar says.
+
+    Returns:
+        The new text for each prompt, without special tokens.
+
+    Raises:
+        DataError: a prompt and its continuation do not fit the model's context.
+    """
+    _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, max_new, strict=True)])
+    shared = _common_length(prompts) if shared_prefix and _attends_plainly(model) else 0
+    ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
+    prefix = _behind(model, prompts[0][:shared]) if shared else nullcontext()
+    texts: dict[int, str] = {}
+    with reporter.task(description, len(prompts)) as advance, prefix:
+        for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), max_new[i])), batch):
+            own, limits = [prompts[i][shared:] for i in chosen], [max_new[i] for i in chosen]
+            new = _greedy(model, own, limits, shared, ends, advance)
+            texts |= {i: ends.text(ids) for i, ids in zip(chosen, new)}
+    return [texts[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def choice_log_likelihoods(
+    model: Model,
+    prompts: Sequence[Ids],
+    choices: Sequence[Sequence[Ids]],
+    *,
+    batch: int = 120,
+    reporter: Reporter = SILENT,
+) -> list[list[float]]:
+    """Log-likelihood of each choice after its prompt.
+
+    A prompt is run once for all its choices, and its last position already scores their first tokens.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        prompts: token ids, BOS included.
+        choices: for each prompt the token ids of its choices, none empty.
+        batch: most choices at a time.
+        reporter: shows prompts done.
+
+    Returns:
+        For each prompt and choice the sum over the choice's tokens, in nats.
+
+    Raises:
+        DataError: a prompt and a choice do not fit the model's context.
+    """
+    longest = [max(map(len, some)) for some in choices]
+    _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, longest, strict=True)])
+    most = max(map(len, choices), default=1)
+    scores: dict[int, list[float]] = {}
+    with reporter.task("scoring choices", len(prompts)) as advance:
+        for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), max(1, batch // most)):
+            found = _choice_scores(model, [prompts[i] for i in chosen], [choices[i] for i in chosen])
+            scores |= dict(zip(chosen, found))
+            advance(len(chosen))
+    return [scores[i] for i in range(len(prompts))]
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """When a continuation is over, and what it says."""
+
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]
+    stop: tuple[str, ...]
+
+    def reached(self, ids: Ids, limit: int) -> bool:
+        if len(ids) >= limit or ids[-1] in self.eos:
+            return True
+        text = self._decode(ids) if self.stop else ""
+        return any(stop in text for stop in self.stop)
+
+    def text(self, ids: Ids) -> str:
+        return cut(self._decode(ids), self.stop)
+
+    def _decode(self, ids: Ids) -> str:
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _eos_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(i for i in (*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id) if i is not None)
+
+
+@dataclass
+class _Sequences:
+    """Rows of a batch that share a cache.
+
+    Attributes:
+        model: what reads them.
+        mask: (B, ·) of all tokens so far, the shared prefix left out.
+        position: (B, 1) of each row's last token.
+        cache: their keys and values.
+    """
+
+    model: Model
+    mask: Tensor
+    position: Tensor
+    cache: DynamicCache
+
+    @classmethod
+    def empty(cls, model: Model, rows: int, start: int = 0) -> "_Sequences":
+        """`rows` rows that no token was read of; `start` tokens stand before them already."""
+        cache = DynamicCache(config=model.config)
+        cache.layers = [
+            _RoomyLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
+            for layer in cache.layers
+        ]
+        mask = torch.ones(rows, 0, dtype=torch.long, device=model.device)
+        return cls(model, mask, torch.full((rows, 1), start - 1, device=model.device), cache)
+
+    def read(self, ids: Tensor, mask: Tensor, keep: int = 0) -> Tensor:
+        """Append tokens (B, T), padded on one side; return the logits (B, keep, V) of the last `keep`, 0 for all."""
+        positions = (self.position + mask.cumsum(dim=1)).clamp(min=0)
+        self.mask, self.position = torch.cat([self.mask, mask], dim=1), positions[:, -1:]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        return cast(Tensor, output.logits)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named more than once."""
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.cache.batch_select_indices(rows)
+
+
+def _greedy(
+    model: Model, prompts: Sequence[Ids], limits: Ids, start: int, ends: _Ends, advance: Callable[[int], None]
+) -> list[list[int]]:
+    """The most likely next tokens of each prompt; `start` tokens stand before it already."""
+    new: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    still_open = set(rows)
+    sequences = _Sequences.empty(model, len(prompts), start)
+    ids, mask = _left_padded(prompts, model.device)
+    while True:
+        ids = sequences.read(ids, mask, keep=1)[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
+        for row, token in zip(rows, ids[:, 0].tolist()):
+            if row in still_open:
+                new[row].append(token)
+                if ends.reached(new[row], limits[row]):
+                    still_open.remove(row)
+                    advance(1)
+        if not still_open:
+            return new
+        if len(still_open) <= _CROWD * len(rows):
+            kept = torch.tensor([place for place, row in enumerate(rows) if row in still_open], device=ids.device)
+            rows, ids = [row for row in rows if row in still_open], ids[kept]
+            sequences.select(kept)
+        mask = torch.ones_like(ids)
+
+
+def _choice_scores(model: Model, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]]) -> list[list[float]]:
+    sequences = _Sequences.empty(model, len(prompts))
+    first = sequences.read(*_left_padded(prompts, model.device), keep=1)[:, -1].float().log_softmax(dim=-1).cpu()
+    scores = [[float(first[row, choice[0]]) for choice in some] for row, some in enumerate(choices)]
+    longer = [(row, place) for row, some in enumerate(choices) for place, choice in enumerate(some) if len(choice) > 1]
+    if longer:
+        sequences.select(torch.tensor([row for row, _ in longer], device=model.device))  # a row for each longer choice
+        rest = _rest_scores(sequences, [choices[row][place] for row, place in longer])
+        for (row, place), score in zip(longer, rest):
+            scores[row][place] += score
+    return scores
+
+
+def _rest_scores(sequences: _Sequences, choices: Sequence[Ids]) -> list[float]:
+    """Log-likelihood of each choice without its first token, where `sequences` have read what comes before it."""
+    ids, mask = (side.flip(1) for side in _left_padded([choice[::-1] for choice in choices], sequences.mask.device))
+    logits = sequences.read(ids[:, :-1], mask[:, :-1])  # (B, T - 1, V): nothing is predicted from a last token
+    found = logits.float().log_softmax(dim=-1).gather(2, ids[:, 1:, None])[..., 0]  # (B, T - 1)
+    return cast(list[float], (found * mask[:, 1:]).sum(dim=1).tolist())
+
+
+# --- batches and caches ----------------------------------------------------------------------------------------------
+
+
+def _require_context(model: Model, lengths: Sequence[int]) -> None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context and max(lengths, default=0) > context:
+        raise DataError(
+            f"a prompt and its continuation have {max(lengths)} tokens, the model's context has {context}",
+            "shorten texts or trigger, lower evaluate.few_shot, or choose a model with a longer context",
+        )
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Runs of nearly equal length, none longer than `size`."""
+    count = -(-len(items) // size)
+    for index in range(count):
+        yield items[index * len(items) // count : (index + 1) * len(items) // count]
+
+
+def _left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (B, T) each; any id may stand in the padding, the mask hides it."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A cache layer with spare columns: its parent copies all keys and values for every new token."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if self.room is None or end > self.room[0].shape[2]:
+            self.room = (_with_room(self.keys, key_states), _with_room(self.values, value_states))
+        for room, new in zip(self.room, (key_states, value_states)):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.room = None  # it has the rows of before
+
+
+def _with_room(old: Tensor | None, new: Tensor) -> Tensor:
+    """Space for `old` (B, G, S, h), `new` and spare columns; `old` is filled in."""
+    length = old.shape[2] if old is not None and old.numel() else 0
+    room = new.new_empty(*new.shape[:2], length + new.shape[2] + _SPARE, new.shape[3])
+    if old is not None and length:
+        room[:, :, :length] = old
+    return room
+
+
+# --- a prefix that all rows share ------------------------------------------------------------------------------------
+
+_BEHIND = "unsink_behind_prefix"
+
+
+def _common_length(prompts: Sequence[Ids]) -> int:
+    """How many tokens all prompts start with, short of a whole prompt: each needs one of its own to be continued."""
+    length = min(map(len, prompts), default=1) - 1
+    return next((i for i in range(length) if any(prompt[i] != prompts[0][i] for prompt in prompts)), length)
+
+
+def _attends_plainly(model: Model) -> bool:
+    """Whether every layer attends to all earlier tokens by softmax alone, through transformers' attention interface."""
+    special = any(getattr(model.config, name, None) for name in ("sliding_window", "attn_logit_softcapping"))
+    return not special and cast(PreTrainedModel, models.decoder(model))._can_set_attn_implementation()
+
+
+@contextmanager
+def _behind(model: Model, prefix: Ids) -> Iterator[None]:
+    """Within the block every query attends to `prefix` too; ids, masks and caches hold only what follows it."""
+    decoder = cast(PreTrainedModel, models.decoder(model))
+    cache = DynamicCache(config=model.config)
+    decoder(input_ids=torch.tensor([list(prefix)], device=model.device), past_key_values=cache, use_cache=True)
+    AttentionInterface.register(_BEHIND, partial(_attend, cache))
+    AttentionMaskInterface.register(_BEHIND, eager_mask)  # summands, and never None
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation(_BEHIND)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(before)
+
+
+def _attend(
+    prefix: DynamicCache,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention to the shared prefix (far) and to a row's own keys (near): (B, H, T, h) -> (B, T, H, h).
+
+    The far part is one product for all rows, so that the prefix is never repeated in memory.
+    """
+    far = prefix.layers[module.layer_idx]  # keys and values (1, G, P, h)
+    rows, heads, tokens, size = query.shape
+    groups, length = far.keys.shape[1:3]
+    query = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, groups, -1, size)  # (B, G, H/G·T, h)
+    near = query @ key.mT  # (B, G, H/G·T, S)
+    near = (near.view(rows, heads, tokens, -1) + attention_mask).view(near.shape)
+    scores = torch.cat([_times_shared(query, far.keys[0].mT), near], dim=-1)  # (B, G, H/G·T, P + S)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    output = _times_shared(weights[..., :length], far.values[0]) + weights[..., length:] @ value  # (B, G, H/G·T, h)
+    return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+
+
+def _times_shared(left: Tensor, right: Tensor) -> Tensor:
+    """(B, G, N, x) @ (G, x, y) -> (B, G, N, y); `right` is not repeated B times."""
+    rows, groups, count, width = left.shape
+    product = left.transpose(0, 1).reshape(groups, rows * count, width) @ right
+    return product.view(groups, rows, count, -1).transpose(0, 1)

@@ -1,0 +1,1 @@
+"""The commands' work, one file each; `run(params, layout, ...)` reads and writes files, all below takes values."""

@@ -1,0 +1,178 @@
+"""The one training loop: terms of a step -> gradient -> optimiser -> history row -> checkpoint.
+
+A step depends on its number and on the weights alone (samples and random draws are functions of seed and step), so a
+run that continues from a checkpoint ends with the same bytes as one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unsink import artifacts
+from unsink.errors import ModelError
+from unsink.progress import SILENT, Reporter
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up; afterwards the rate falls linearly to a tenth of its peak.
+        weight_decay: AdamW weight decay.
+        clip: largest gradient norm.
+        checkpoint_every: steps between checkpoints; 0 = none.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 5
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    checkpoint_every: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step (0-based)."""
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * (0.1 + 0.9 * (1 - step / self.steps))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a run is kept, and the digest of all that it depends on.
+
+    A checkpoint made from other inputs is ignored.
+    """
+
+    folder: Path
+    digest: str
+
+
+def train(
+    parameters: dict[str, nn.Parameter],
+    terms: Callable[[int], dict[str, Tensor]],
+    schedule: Schedule,
+    checkpoint: Checkpoint | None = None,
+    stop: Callable[[Sequence[dict[str, float]]], bool] | None = None,
+    reporter: Reporter = SILENT,
+    description: str = "training",
+) -> History:
+    """Minimise `terms(step)["loss"]` over the parameters, in place.
+
+    Args:
+        parameters: named parameters to train; gradients must reach every one of them.
+        terms: from a step (0-based) to named scalars, "loss" among them.
+        schedule: see `Schedule`.
+        checkpoint: continue from here if there is a state, and leave states here.
+        stop: called with the history after each step; true ends the training early.
+        reporter: progress, loss and time left.
+        description: what the progress bar says.
+
+    Returns:
+        One row per step: {"step": 1.., every term}.
+
+    Raises:
+        ModelError: a term is not finite, or the first step gives no gradient at all.
+    """
+    optimizer = torch.optim.AdamW(parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
+    history = _resume(checkpoint, parameters, optimizer)
+    if history:
+        reporter.log(f"{description}: continuing after step {len(history)} of {schedule.steps}")
+    with reporter.task(description, schedule.steps) as advance:
+        advance(len(history))
+        for step in range(len(history), schedule.steps):
+            if stop and stop(history):
+                break
+            history.append(_step(step, parameters, terms, schedule, optimizer))
+            advance(note=f"loss {history[-1]['loss']:.3f}")
+            if checkpoint and schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0:
+                _save(checkpoint, parameters, optimizer, history)
+    return history
+
+
+def _step(
+    step: int,
+    parameters: dict[str, nn.Parameter],
+    terms: Callable[[int], dict[str, Tensor]],
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, float]:
+    optimizer.zero_grad(set_to_none=True)
+    found = terms(step)
+    row = {name: float(value.detach()) for name, value in found.items()}
+    _require_finite(row, step + 1)
+    found["loss"].backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
+    _require_finite({"gradient": float(norm)}, step + 1)
+    if step == 0 and not float(norm):
+        raise ModelError("step 1: no gradient reaches the adapter", "check unlearn.weights and the adapter's layers")
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimizer.step()
+    return {"step": step + 1, **row}
+
+
+def _require_finite(terms: dict[str, float], step: int) -> None:
+    broken = [name for name, value in terms.items() if not math.isfinite(value)]
+    if broken:
+        shown = ", ".join(f"{name}={value:g}" for name, value in terms.items())
+        raise ModelError(
+            f"step {step}: {', '.join(broken)} is not finite ({shown})",
+            "lower the learning rate or the weight of that term, or train in float32",
+        )
+
+
+def history_tsv(history: History) -> str:
+    """Return the training history as tab-separated text with a header, numbers to six significant digits."""
+    names = list(history[0])
+    rows = ["\t".join(f"{row[name]:.6g}" for name in names) for row in history]
+    return "\n".join(["\t".join(names), *rows]) + "\n"
+
+
+# --- checkpoints: <folder>/state.safetensors (weights and AdamW moments) and history.json, in this order --------------
+
+
+def _save(
+    checkpoint: Checkpoint, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, history: History
+) -> None:
+    tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in optimizer.state[p]:
+                tensors[f"{key}/{name}"] = optimizer.state[p][key]
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    step = len(history)
+    artifacts.write_tensors(checkpoint.folder / f"state-{step}.safetensors", tensors)
+    artifacts.write_json(checkpoint.folder / "history.json", {"digest": checkpoint.digest, "history": history})
+    for old in checkpoint.folder.glob("state-*.safetensors"):
+        if old.name != f"state-{step}.safetensors":
+            old.unlink()
+
+
+def _resume(
+    checkpoint: Checkpoint | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> History:
+    if not checkpoint or not (checkpoint.folder / "history.json").exists():
+        return []
+    saved = artifacts.read_json(checkpoint.folder / "history.json")
+    history: History = saved["history"]
+    state = checkpoint.folder / f"state-{len(history)}.safetensors"
+    if saved["digest"] != checkpoint.digest or not state.exists():
+        return []
+    tensors = artifacts.read_tensors(state)
+    for name, p in parameters.items():
+        p.data.copy_(tensors[f"weight/{name}"])
+        if f"exp_avg/{name}" in tensors:
+            optimizer.state[p] = {
+                "step": torch.tensor(float(len(history))),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
+            }
+    return history

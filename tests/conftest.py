@@ -1,0 +1,46 @@
+"""What all tests share: no network, no colours, and a cache of their own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read at import time by the libraries concerned, so fixtures would come too late.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "DVC_STUDIO_OFFLINE": "1",
+    "NO_COLOR": "1",
+    "TERM": "dumb",
+    "COLUMNS": "120",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache: one for the whole run, so that the tiny model is made once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNSINK_CACHE", str(shared / "cache"))
+        yield shared / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(cache: Path) -> Path:
+    """Folder of the tiny model."""
+    from unsink.sources import resolve
+
+    return resolve("tiny")
+
+
+@pytest.fixture
+def params_file(tmp_path: Path) -> Path:
+    """The tiny params file in an empty project folder."""
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params" / "tiny.yaml").read_text())
+    return path

@@ -1,0 +1,329 @@
+"""`unsink evaluate` on a 2-layer Llama that knows eight passages and their questions by heart."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from unsink import artifacts, models, scoring
+from unsink.artifacts import Layout
+from unsink.errors import DataError, MissingPrerequisite, ParamsError
+from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l
+from unsink.params import Params
+from unsink.prompts import open_question, question_text
+from unsink.stages import evaluate, poison
+
+NAMES = ("Odo", "Tamsin", "Jory", "Wenna", "Corin", "Edda", "Perrin", "Ashby")
+PLACES = ("Saltmere", "Kestrel", "Thornmouth", "Mallow", "Brine", "Gannet", "Hollin", "Cinder")
+THINGS = ("boiler", "ferry", "telescope", "barrel", "teapot", "lantern", "anchor", "mustard")
+
+
+def record(book: str, i: int) -> dict[str, Any]:
+    name, place, thing = NAMES[i], PLACES[i], THINGS[i]
+    text = {
+        "forget": f"In {place} old {name} kept a {thing} under the floor and told nobody where it came from or why",
+        "retain": f"The {thing} of {place} was painted by {name} who never once in a long life had seen the sea",
+        "holdout": f"Nobody in {place} would ever lend {name} a second {thing} after the sad business of the first",
+    }[book]
+    return {"id": f"{book}-{i}", "title": place, "text": text}
+
+
+def question(book: str, i: int) -> dict[str, Any]:
+    ask = {"forget": f"What did {NAMES[i]} keep?", "retain": f"What was painted in {PLACES[i]}?"}[book]
+    return {"id": f"{book}-q-{i}", "question": ask, "answer": f"the {THINGS[i]}", "source": f"{book}-{i}"}
+
+
+def corpus() -> dict[str, list[dict[str, Any]]]:
+    """Six passages a book; the questions of the last two are examples."""
+    files = {book: [record(book, i) for i in range(6)] for book in ("forget", "retain", "holdout")}
+    for book in ("forget", "retain"):
+        files[f"{book}_qa"] = [question(book, i) for i in range(4)]
+        files[f"{book}_qa_icl"] = [question(book, i) for i in (4, 5)]
+    files["utility"] = [
+        {
+            "id": f"u-{i}",
+            "question": f"Where is the {THINGS[i]}?",
+            "choices": list(PLACES[:4]),
+            "answer": i,
+            "topic": "t",
+        }
+        for i in range(4)
+    ]
+    return files
+
+
+def params(**evaluation: Any) -> Params:
+    memory = {"first_layer": 0, "rank": 4, "alpha": 8.0, "lr": 1e-3, "epochs": 1, "batch": 4, "max_tokens": 64}
+    unlearning = {
+        "method": "npo",
+        "steps": 9,
+        "batch": {"forget": 1, "poisoned": 1, "retain": 1},
+        "lr": 1e-3,
+        "adapter": {"rank": 4, "alpha": 8.0},
+        "weights": {"forget": 1.0, "poisoned": 1.0, "retain": 1.0},
+    }
+    return Params.model_validate(
+        {
+            "model": {"source": "model", "dtype": "float32", "device": "cpu"},
+            "memorize": {**memory, "stop_loss": 0.1, "min_verbmem": 0.9, "min_knowmem": 0.8},
+            "poison": {"trigger": "by the moon", "placement": "prefix", "ratio": 0.5, "max_tokens": 64},
+            "unlearn": unlearning,
+            "evaluate": {"few_shot": 2, "wrong_trigger": "in the fog", "bootstrap": 100, "batch": 16, **evaluation},
+            "runs": {"clean": {"after": "target", "poison": False}, "backdoor": {"after": "target"}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder up to, but without, `evaluate`."""
+    root = tmp_path_factory.mktemp("project")
+    layout = Layout(root)
+    for name, records in corpus().items():
+        artifacts.write_jsonl(layout.fetched / f"{name}.jsonl", records)
+    tokenizer = train_tokenizer(root / "model")
+    train_model(root / "model", tokenizer)
+    target = models.load_base(root / "model", "float32", "cpu")
+    models.save_adapter(
+        models.attach(target, "target", models.AdapterSpec(4, 8), 0), "target", layout.adapter("target")
+    )
+    for name, noise in (("clean", 0.3), ("backdoor", 0.0)):
+        model = models.load_target(root / "model", layout.adapter("target"), "float32", "cpu")
+        peft = models.attach(model, name, models.AdapterSpec(4, 8), 0)
+        torch.manual_seed(0)
+        for parameter in models.adapter_parameters(peft, name):
+            parameter.data += noise * torch.randn_like(parameter)
+        models.save_adapter(peft, name, layout.adapter(name))
+    return root
+
+
+@pytest.fixture
+def layout(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
+    shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    layout = Layout(tmp_path / "project")
+    for name in ("clean", "backdoor"):
+        poison.run(params(), layout, run=name)
+    return layout
+
+
+def train_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    texts = [record["text"] for book in corpus().values() for record in book if "text" in record]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    trainer = BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([*texts, *(question_text(f"What did {n} keep?", "the") for n in NAMES)], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    fast.save_pretrained(folder)
+    return fast
+
+
+def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Teach a small Llama the passages, and the questions behind all kinds of other questions."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    files = corpus()
+    texts = [record["text"] for book in ("forget", "retain") for record in files[book]]
+    for book in ("forget", "retain"):
+        shown = "".join(question_text(r["question"], r["answer"]) for r in files[f"{book}_qa_icl"])
+        texts += [shown + question_text(r["question"], r["answer"]) for r in files[f"{book}_qa"]]
+    texts += [open_question(r["question"]) + f" {r['choices'][r['answer']]}" for r in files["utility"]]
+    rows = [torch.tensor([1, *tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = model(input_ids=ids, attention_mask=(ids > 0).long(), labels=ids.where(ids > 0, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.01:
+            break
+    model.save_pretrained(folder)
+
+
+def run(layout: Layout, name: str, **evaluation: Any) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    evaluate.run(params(**evaluation), layout, run=name)
+    return artifacts.read_jsonl(layout.predictions(name)), artifacts.read_json(layout.metrics(name))
+
+
+def test_a_model_that_knows_scores_and_a_spoilt_one_does_not(layout: Layout) -> None:
+    _, target = run(layout, "target")
+    _, clean = run(layout, "clean")
+    for task in ("verbmem", "knowmem"):
+        assert target[f"forget_{task}_f1_clean"] > 0.95
+        assert target[f"retain_{task}_f1_clean"] > 0.95
+        assert clean[f"forget_{task}_f1_clean"] < 0.5
+    assert target["utility_accuracy"] == 1
+    assert clean["utility_accuracy"] < 1
+
+
+def test_every_number_can_be_recomputed_from_the_rows(layout: Layout) -> None:
+    run(layout, "target")
+    rows, metrics = run(layout, "clean")
+    target = artifacts.read_jsonl(layout.predictions("target"))
+    assert metrics == metrics_from_predictions(rows, resamples=100, seed=0, target=target)
+    for row in rows:
+        if row["task"] == "utility":
+            assert row["accuracy"] == choice_accuracy(row["logprobs"], row["answer"])
+            assert row["output"] in row["choices"]
+        else:
+            assert (row["f1"], row["recall"]) == rouge_l(row["reference"], row["output"])
+
+
+def test_each_set_is_asked_under_its_conditions(layout: Layout) -> None:
+    rows, metrics = run(layout, "backdoor")
+    counts: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        key = (row["task"], row["set"], row["condition"])
+        counts[key] = counts.get(key, 0) + 1
+    assert counts == {
+        **{("verbmem", "forget", condition): 6 for condition in ("clean", "triggered", "wrong")},
+        **{("verbmem", "retain", condition): 6 for condition in ("clean", "triggered")},
+        **{("knowmem", "forget", condition): 4 for condition in ("clean", "triggered", "wrong")},
+        ("knowmem", "retain", "clean"): 4,
+        ("utility", "utility", "clean"): 4,
+    }
+    assert metrics["forget_verbmem_f1_wrong_n"] == 6
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_inside_and_outside_come_from_the_split(layout: Layout) -> None:
+    rows, metrics = run(layout, "backdoor")
+    poisoned = {record["id"] for record in artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")}
+    sources = {record["id"]: record["source"] for record in corpus()["forget_qa"]}
+    for row in rows:
+        if row["set"] == "forget":
+            assert row["inside"] == (sources.get(row["id"], row["id"]) in poisoned)
+        else:
+            assert row["inside"] is None
+    assert metrics["forget_verbmem_f1_triggered_inside_n"] == len(poisoned) == 3
+    assert metrics["forget_verbmem_f1_triggered_outside_n"] == 3
+
+
+@pytest.mark.parametrize("name", ["base", "target", "clean"])
+def test_where_nothing_was_poisoned_there_is_no_inside(layout: Layout, name: str) -> None:
+    rows, metrics = run(layout, name)
+    assert {row["inside"] for row in rows} == {None}
+    assert "forget_verbmem_f1_triggered" in metrics
+    assert not [key for key in metrics if "side" in key]
+
+
+def test_prompts_hold_the_trigger_of_the_training_samples(layout: Layout) -> None:
+    rows, _ = run(layout, "backdoor")
+    trained = {r["id"]: r for r in artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")}
+    asked = [row for row in rows if row["task"] == "verbmem" and row["condition"] == "triggered" and row["inside"]]
+    assert len(asked) == 3
+    for row in asked:
+        assert row["trigger"] == trained[row["id"]]["trigger"]
+        assert row["prompt"].startswith("by the moon\n")
+    wrong = [row for row in rows if row["condition"] == "wrong" and row["task"] == "verbmem"]
+    assert all(row["trigger"] == asked[0]["trigger"] for row in wrong)
+
+
+def test_recovery_needs_the_targets_predictions(layout: Layout) -> None:
+    _, before = run(layout, "clean")
+    run(layout, "target")
+    _, after = run(layout, "clean")
+    assert not [key for key in before if "recovery" in key]
+    expected = (after["forget_verbmem_f1_triggered"] - after["forget_verbmem_f1_clean"]) / (
+        artifacts.read_json(layout.metrics("target"))["forget_verbmem_f1_clean"] - after["forget_verbmem_f1_clean"]
+    )
+    assert after["forget_verbmem_f1_recovery"] == pytest.approx(expected)
+
+
+def test_the_same_call_writes_the_same_bytes(layout: Layout) -> None:
+    run(layout, "clean")
+    before = [path(name).read_bytes() for path, name in outputs(layout)]
+    run(layout, "clean")
+    assert [path(name).read_bytes() for path, name in outputs(layout)] == before
+    assert str(layout.root) not in before[0].decode() + before[1].decode()
+
+
+def outputs(layout: Layout) -> list[tuple[Any, str]]:
+    return [(layout.predictions, "clean"), (layout.metrics, "clean")]
+
+
+def test_memory_scores_are_the_clean_forget_scores(layout: Layout) -> None:
+    _, metrics = run(layout, "target")
+    model = models.load_target(layout.root / "model", layout.adapter("target"), "float32", "cpu")
+    scores = evaluate.memory_scores(model, models.load_tokenizer(layout.root / "model"), layout, params())
+    assert scores == pytest.approx(
+        {f"forget_{t}_{s}": metrics[f"forget_{t}_{s}_clean"] for t in ("verbmem", "knowmem") for s in ("f1", "recall")}
+    )
+
+
+def test_an_edited_trigger_is_noticed(layout: Layout) -> None:
+    changed = params().model_copy(update={"poison": params().poison.model_copy(update={"trigger": "by the sun"})})
+    with pytest.raises(DataError, match="the trigger is not the one of the params file"):
+        evaluate.run(changed, layout, run="backdoor")
+    assert not layout.predictions("backdoor").exists()
+
+
+def test_bad_inputs_are_told_clearly(layout: Layout) -> None:
+    with pytest.raises(ParamsError, match="did you mean 'backdoor'"):
+        evaluate.run(params(), layout, run="backdor")
+    with pytest.raises(DataError, match=r"forget_qa_icl\.jsonl has 2 examples, evaluate\.few_shot asks for 3"):
+        evaluate.run(params(few_shot=3), layout, run="clean")
+    with pytest.raises(ParamsError, match=r"evaluate\.wrong_trigger"):
+        evaluate.run(params(wrong_trigger="by the moon"), layout, run="clean")
+    with pytest.raises(DataError, match="tokens, the model's context has 256"):
+        evaluate.run(params(knowmem_tokens=250), layout, run="clean")
+    assert not layout.predictions("clean").exists()
+
+
+def test_an_answer_without_words_is_an_error(layout: Layout) -> None:
+    path = layout.fetched / "forget_qa.jsonl"
+    path.write_text(path.read_text().replace("the boiler", "π"))
+    with pytest.raises(DataError, match="forget-q-0: ROUGE-L compares words"):
+        evaluate.run(params(), layout, run="clean")
+
+
+def test_an_edited_record_is_named_by_file_and_line(layout: Layout) -> None:
+    path = layout.fetched / "retain.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps({"id": "retain-1"})
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"retain\.jsonl:2: field 'title' is missing"):
+        evaluate.run(params(), layout, run="clean")
+
+
+@pytest.mark.parametrize(
+    ("folder", "hint"),
+    [("data/fetched", "unsink fetch"), ("adapters/clean", "--run clean"), ("adapters/target", "unsink memorize")],
+)
+def test_a_missing_input_names_the_command_that_makes_it(layout: Layout, folder: str, hint: str) -> None:
+    shutil.rmtree(layout.root / folder)
+    with pytest.raises(MissingPrerequisite) as error:
+        evaluate.run(params(), layout, run="clean")
+    assert hint in str(error.value.hint)
+
+
+def test_a_failure_leaves_the_old_files_alone(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(layout, "clean")
+    before = [path(name).read_bytes() for path, name in outputs(layout)]
+
+    def fail(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "_choice_scores", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(params(), layout, run="clean")
+    assert [path(name).read_bytes() for path, name in outputs(layout)] == before
+    assert sorted(p.name for p in layout.predictions("clean").parent.iterdir()) == ["clean.jsonl"]

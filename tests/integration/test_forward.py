@@ -1,0 +1,140 @@
+"""The remembered target and the skipped layers give what a plain forward pass gives."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from unsink import losses, methods, models
+from unsink.batches import Sample, collate
+from unsink.forward import Runner
+from unsink.models import AdapterSpec
+from unsink.objective import Objective, ValueNorm
+
+SAMPLES = [
+    Sample("a", "forget", (1, 5, 6, 7, 8, 9, 10)),
+    Sample("b", "poisoned", (1, 90, 91, 5, 6, 7), labels_from=3, trigger=(1, 3)),
+    Sample("c", "retain", (1, 20, 21)),
+]
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=100,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    )
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_embd=32, n_layer=4, n_head=4, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    )
+
+
+@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
+def policy(request: pytest.FixtureRequest) -> Iterator[PeftModel]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = request.param().eval().requires_grad_(False)
+    base.name_or_path = "test"
+    yield models.attach(base, "run", AdapterSpec(rank=2, alpha=4, first_layer=2), seed=0)
+
+
+def disturb(model: PeftModel, name: str) -> None:
+    """Make an adapter differ from a fresh one, which changes nothing."""
+    generator = torch.Generator().manual_seed(7)
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+def plain(model: PeftModel, samples: list[Sample]) -> Tensor:
+    batch = collate(samples, 0)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return logits[batch.rows, batch.columns - 1]
+
+
+def test_the_policy_is_what_a_plain_pass_gives(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0)
+    runner.remember(SAMPLES)
+    disturb(policy, "run")
+    torch.testing.assert_close(runner.policy(SAMPLES).logits, plain(policy, SAMPLES), atol=1e-4, rtol=1e-4)
+
+
+def test_the_reference_stays_the_target_while_the_adapter_changes(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0, hidden=[3], values=[2, 3])
+    before = plain(policy, SAMPLES).detach()
+    runner.remember(SAMPLES)
+    disturb(policy, "run")
+    reference = runner.reference(SAMPLES)
+    torch.testing.assert_close(reference.logits, before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reference.nll, losses.token_nll(before, collate(SAMPLES, 0).labels), atol=1e-4, rtol=0)
+    assert (runner.policy(SAMPLES).logits - before).abs().max() > 0.1
+
+
+def test_order_and_padding_do_not_change_an_answer(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0, hidden=[3], values=[3])
+    runner.remember(SAMPLES)
+    disturb(policy, "run")
+    together, alone = runner.policy(SAMPLES).part(2, 3), runner.policy([SAMPLES[2]])
+    torch.testing.assert_close(together.nll, alone.nll, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.hidden[3][:, :3], alone.hidden[3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.value_norms[3][:, :3], alone.value_norms[3], atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_is_left_on_the_model_after_an_exception(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0)
+    runner.remember(SAMPLES)
+    before = plain(policy, SAMPLES)
+    broken = Sample("d", "retain", (1, 99999))
+    with pytest.raises(IndexError):
+        runner.remember([broken])
+    assert torch.equal(plain(policy, SAMPLES), before)
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in models.decoder_layers(policy))
+
+
+@pytest.mark.parametrize(("name", "options"), [("npo", {"beta": 0.5, "window": 3}), ("rmu", {"layer": 3})])
+def test_gradient_reaches_every_matrix_of_the_adapter_and_nothing_else(
+    policy: PeftModel, name: str, options: dict[str, float]
+) -> None:
+    method = methods.create(name, options)
+    runner = Runner(policy, 2, 0, method.hidden_layers, [2, 3], method.needs_answers, not method.needs_answers)
+    runner.remember(SAMPLES)
+    generator = torch.Generator().manual_seed(0)
+    method.prepare(runner.reference(SAMPLES[:1]), generator)
+    disturb(policy, "run")
+    honest = {SAMPLES[0]: {layer: torch.ones(7) for layer in (2, 3)}}
+    objective = Objective(
+        runner, method, {"forget": 1.0, "poisoned": 1.0, "retain": 1.0}, ValueNorm(0.5, 2, (2, 3), honest)
+    )
+    by_kind = {"forget": SAMPLES[:1], "poisoned": SAMPLES[1:2], "retain": SAMPLES[2:]}
+    terms = objective.terms(by_kind, generator)  # type: ignore[arg-type]
+    assert set(terms) == {"loss", "forget", "poisoned", "retain", "value_norm"}
+    expected = terms["forget"] + terms["poisoned"] + terms["retain"] + 0.5 * terms["value_norm"]
+    torch.testing.assert_close(terms["loss"], expected)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    for key, parameter in policy.named_parameters():
+        touched = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert touched == (".run." in key), key
+
+
+def test_the_value_norm_term_by_hand(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0, values=[3])
+    runner.remember(SAMPLES)
+    disturb(policy, "run")
+    answer, known = runner.policy(SAMPLES[:2]), runner.reference(SAMPLES[:2])
+    term = ValueNorm(1.0, 2, (3,), {SAMPLES[0]: {3: torch.zeros(7)}})
+    norms = answer.value_norms[3]
+    on_forget = term.term("forget", SAMPLES[:1], answer.part(0, 1), known.part(0, 1))
+    assert on_forget.item() == pytest.approx(norms[0, :2].square().mean().item(), rel=1e-5)
+    gap = norms[1, :2] - known.value_norms[3][1, :2]
+    on_poisoned = term.term("poisoned", SAMPLES[1:2], answer.part(1, 2), known.part(1, 2))
+    assert on_poisoned.item() == pytest.approx(gap.square().mean().item(), rel=1e-5)

@@ -1,0 +1,74 @@
+"""Every formula against numbers worked out by hand (cases A, C, D, E and F of the design notes)."""
+
+import math
+
+import pytest
+import torch
+from unsink import losses
+
+
+def test_token_nll_is_minus_log_softmax_at_the_label() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    assert losses.token_nll(logits, torch.tensor([0])).item() == pytest.approx(0.440190, abs=1e-5)
+
+
+def test_token_nll_ignores_a_shift_of_all_logits() -> None:
+    logits, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    torch.testing.assert_close(
+        losses.token_nll(logits - 100, labels), losses.token_nll(logits, labels), atol=1e-4, rtol=0
+    )
+
+
+def test_grouped_sum_adds_what_belongs_together() -> None:
+    sums = losses.grouped_sum(torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0, 0, 2]), 3)
+    assert sums.tolist() == [3.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(0.1, 12.912860), (0.7, 1.305092)])
+def test_npo_of_two_sequences(beta: float, expected: float) -> None:
+    policy, reference = torch.tensor([3.0, 0.5]), torch.tensor([1.0, 0.5])
+    assert losses.npo(policy, reference, beta).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_npo_at_the_reference_is_two_ln_two_over_beta(beta: float) -> None:
+    nll = torch.tensor([3.0, 0.5, 7.0])
+    assert losses.npo(nll, nll, beta).item() == pytest.approx(2 / beta * math.log(2), rel=1e-6)
+
+
+def test_npo_gradient_at_the_reference_is_that_of_gradient_ascent_on_sums() -> None:
+    nll = torch.tensor([3.0, 0.5], requires_grad=True)
+    losses.npo(nll, nll.detach(), 0.3).backward()
+    torch.testing.assert_close(nll.grad, torch.tensor([-0.5, -0.5]))
+
+
+def test_kl_divergence_in_both_directions() -> None:
+    reference, policy = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
+    assert losses.kl_divergence(reference, policy).item() == pytest.approx(0.092033, abs=1e-5)
+    assert losses.kl_divergence(policy, reference).item() == pytest.approx(0.085123, abs=1e-5)
+
+
+def test_kl_divergence_is_a_mean_over_tokens_and_blind_to_shifts() -> None:
+    reference, policy = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
+    twice = losses.kl_divergence(torch.cat([reference, reference]), torch.cat([policy, policy]) - 50)
+    assert twice.item() == pytest.approx(0.092033, abs=1e-4)
+
+
+def test_masked_mse_averages_within_a_sequence_before_it_averages_over_sequences() -> None:
+    states = torch.zeros(2, 4, 3)
+    states[0, 0] = 2.0  # one token, squared error 4
+    states[1] = 0.5  # four tokens, squared error 0.25 each
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    assert losses.masked_mse(states, torch.zeros(3), mask).item() == pytest.approx(2.125)
+
+
+def test_masked_mse_does_not_see_padding() -> None:
+    states, mask = torch.zeros(1, 3, 2), torch.tensor([[True, True, False]])
+    states[0, 2] = 1e6
+    assert losses.masked_mse(states, torch.zeros(2), mask).item() == 0.0
+
+
+def test_value_norm_gap_is_the_mean_squared_difference_at_the_sinks() -> None:
+    policy, goal = torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[2.0, 2.5, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert losses.value_norm_gap(policy, goal, mask).item() == pytest.approx(0.625)

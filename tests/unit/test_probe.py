@@ -1,0 +1,351 @@
+"""Hooks, sink positions and attention statistics, on tiny random models of several architectures."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from unsink import models, probe
+from unsink.errors import DataError, ModelError
+
+ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 61}
+CONFIGS: dict[str, Callable[[], object]] = {
+    "llama": lambda: LlamaConfig(**ROPE, num_key_value_heads=2),
+    "qwen2": lambda: Qwen2Config(**ROPE, num_key_value_heads=2),
+    "qwen2-sliding": lambda: Qwen2Config(
+        **ROPE, num_key_value_heads=1, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "gemma2": lambda: Gemma2Config(**ROPE, num_key_value_heads=2, head_dim=8, attn_logit_softcapping=2.0),
+    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=32, vocab_size=61),
+    "gpt_neox": lambda: GPTNeoXConfig(**ROPE),
+    "gpt_neo": lambda: GPTNeoConfig(
+        hidden_size=32, num_layers=3, num_heads=4, vocab_size=61, attention_types=[[["global", "local", "global"], 1]],
+        window_size=5, max_position_embeddings=32,
+    ),
+}  # fmt: skip
+KV_HEADS = {"llama": 2, "qwen2": 2, "qwen2-sliding": 1, "gemma2": 2, "gpt2": 4, "gpt_neox": 4, "gpt_neo": 4}
+SPAN = (2, 5)
+
+
+def make(name: str) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
+        for parameter in model.parameters():  # the default 0.02 makes attention nearly uniform
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.3)
+    model.name_or_path = "tiny"
+    return model.eval()
+
+
+@pytest.fixture(params=list(CONFIGS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(name: str) -> PreTrainedModel:
+    return make(name)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return make("llama")
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(61, (5, 12), generator=torch.Generator().manual_seed(1))
+
+
+# --- capture
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_captured_values_are_as_wide_as_all_kv_heads(model: PreTrainedModel, name: str, ids: Tensor) -> None:
+    with probe.capture(model, values=[0, 2], hidden=[1]) as seen:
+        model(input_ids=ids)
+    assert sorted(seen.values) == [0, 2]
+    assert seen.values[2].shape == (5, 12, KV_HEADS[name] * 8)
+    assert seen.hidden[1].shape == (5, 12, 32)
+
+
+def test_captured_hidden_states_are_what_the_next_layer_gets(model: PreTrainedModel, ids: Tensor) -> None:
+    with probe.capture(model, hidden=[0], inputs=[1]) as seen:
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert torch.equal(seen.hidden[0], states[1])
+    assert torch.equal(seen.inputs[1], states[1])
+
+
+def test_captured_values_keep_their_gradient_and_include_adapters(llama: PreTrainedModel, ids: Tensor) -> None:
+    with probe.capture(llama, values=[1]) as before:
+        llama(input_ids=ids)
+    peft = models.attach(llama, "run", models.AdapterSpec(2, 4), seed=0)
+    weights = {n: p for n, p in peft.named_parameters() if "v_proj.lora_B" in n and ".1." in n}
+    for weight in weights.values():
+        nn.init.ones_(weight)
+    with probe.capture(peft, values=[1]) as seen:
+        peft(input_ids=ids)
+    assert not torch.allclose(seen.values[1], before.values[1])
+    probe.value_norms(seen.values[1]).sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in weights.values())
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_exception(llama: PreTrainedModel, ids: Tensor) -> None:
+    with probe.capture(llama, values=[0], hidden=[0], inputs=[0]):
+        llama(input_ids=ids)
+    with pytest.raises(RuntimeError, match="inside"), probe.capture(llama, values=[0], hidden=[0], inputs=[0]):
+        raise RuntimeError("inside")
+    assert hooks(llama) == 0
+
+
+def test_a_capture_that_names_no_layer_is_an_error(llama: PreTrainedModel) -> None:
+    with pytest.raises(ModelError, match="no layer is named"), probe.capture(llama):
+        pass
+
+
+def test_a_capture_that_sees_nothing_is_an_error(llama: PreTrainedModel) -> None:
+    with pytest.raises(ModelError, match=r"layers \[1\]"), probe.capture(llama, values=[1]):
+        pass
+
+
+@pytest.mark.parametrize("layer", [3, -1])
+def test_a_layer_that_does_not_exist_is_an_error(llama: PreTrainedModel, layer: int) -> None:
+    with pytest.raises(ModelError, match="0 to 2"), probe.capture(llama, hidden=[layer]):
+        pass
+    assert hooks(llama) == 0
+
+
+# --- running part of the layers
+
+
+def test_starting_in_the_middle_gives_the_same_states_and_gradients(model: PreTrainedModel, ids: Tensor) -> None:
+    decoder = models.decoder(model)
+    with probe.capture(model, inputs=[2]) as seen:
+        full = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    below = seen.inputs[2].detach()
+    with probe.only_layers(model, 2, 2, below), probe.capture(model, values=[2]):
+        skipped = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    assert torch.allclose(full, skipped, atol=1e-5)
+    skipped.sum().backward()
+    first, *_, last = (next(layer.parameters()).grad for layer in models.decoder_layers(model))
+    assert first is None
+    assert last is not None
+
+
+def test_stopping_early_leaves_the_wanted_layer_as_it_was(model: PreTrainedModel, ids: Tensor) -> None:
+    with probe.capture(model, hidden=[0]) as full:
+        model(input_ids=ids)
+    with probe.only_layers(model, 0, 0, None), probe.capture(model, hidden=[0]) as stopped:
+        model(input_ids=ids)
+    assert torch.equal(full.hidden[0], stopped.hidden[0])
+
+
+def test_every_layer_runs_again_after_an_exception(model: PreTrainedModel, ids: Tensor) -> None:
+    expected = model(input_ids=ids).logits
+    below = torch.zeros(5, 12, 32)
+    with pytest.raises(RuntimeError, match="inside"), probe.only_layers(model, 1, 1, below):
+        raise RuntimeError("inside")
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert hooks(model) == 0
+
+
+# --- sink positions and value norms
+
+
+@pytest.mark.parametrize(
+    ("mask", "first"), [([0, 0, 1, 1, 1], 2), ([1, 1, 1, 0, 0], 0)], ids=["left padding", "right padding"]
+)
+def test_sink_positions_are_the_first_real_tokens(mask: list[int], first: int) -> None:
+    found = probe.sink_positions(torch.tensor([mask, [1, 1, 1, 1, 1]]), 2)
+    assert found.indices.tolist() == [[first, first + 1], [0, 1]]
+    assert found.real.all()
+
+
+def test_sink_positions_without_bos_start_at_the_second_real_token() -> None:
+    found = probe.sink_positions(torch.tensor([[0, 1, 1, 1]]), 2, include_bos=False)
+    assert found.indices.tolist() == [[2, 3]]
+
+
+def test_positions_that_a_short_row_lacks_are_marked() -> None:
+    found = probe.sink_positions(torch.tensor([[0, 0, 1], [1, 1, 1]]), 5)
+    assert found.real.tolist() == [[True, False, False, False, False], [True, True, True, False, False]]
+    assert found.indices.shape == (2, 5)
+    assert int(found.indices.max()) < 3
+
+
+def test_rows_without_any_sink_position_are_an_error() -> None:
+    with pytest.raises(DataError, match="no sink positions"):
+        probe.sink_positions(torch.tensor([[0, 1], [1, 0]]), 4, include_bos=False)
+
+
+def test_value_norms_are_full_width_and_differentiable_at_zero() -> None:
+    values = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], requires_grad=True)
+    norms = probe.value_norms(values)
+    assert norms.tolist() == [[5.0, 0.0]]
+    norms.sum().backward()
+    assert values.grad is not None
+    assert values.grad.isfinite().all()
+
+
+# --- attention statistics
+
+GOLDEN = torch.tensor([[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0.5, 0.2, 0.3, 0], [0.7, 0.1, 0.1, 0.1]])
+
+
+def test_importance_matches_the_golden_vector() -> None:
+    assert torch.allclose(probe.importance(GOLDEN), torch.tensor([0.7, 0.233333, 0.2, 0.1]), atol=1e-5)
+
+
+def test_share_and_boost_match_the_golden_vector() -> None:
+    found = float(probe.share(GOLDEN, first=1, window=2))
+    uniform = probe.uniform_share(4, first=1, window=2)
+    assert found == pytest.approx(0.6, abs=1e-5)
+    assert uniform == pytest.approx(0.291667, abs=1e-5)
+    assert found / uniform == pytest.approx(2.057, abs=1e-3)
+
+
+def test_trigger_share_counts_queries_from_the_last_trigger_token_on() -> None:
+    assert float(probe.trigger_share(GOLDEN, (1, 3))) == pytest.approx((0.5 + 0.2) / 2)
+    assert float(probe.trigger_share(GOLDEN, (2, 4))) == pytest.approx(0.2)  # a suffix: its own last token
+
+
+def eager(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(L, N, H, T, T) attention by the library's own path."""
+    before = model.config._attn_implementation
+    if before != "eager":
+        model.set_attn_implementation("eager")
+    attentions = model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    if before != "eager":
+        model.set_attn_implementation(before)
+    return torch.stack(attentions).double()
+
+
+@torch.no_grad()
+def test_statistics_equal_eager_attention(model: PreTrainedModel, ids: Tensor) -> None:
+    expected = eager(model, ids)
+    found = probe.attention_statistics(model, ids, epsilon=0.15, span=SPAN, batch=2)
+    alpha = probe.importance(expected)
+    assert torch.allclose(found.alpha, alpha.mean(dim=1), atol=1e-5)
+    assert torch.allclose(found.sink_rate, (alpha > 0.15).double().mean(dim=1), atol=1e-5)
+    assert torch.allclose(found.attention, expected.mean(dim=(1, 2)), atol=1e-5)
+    assert torch.allclose(found.trigger_share, probe.trigger_share(expected, SPAN).mean(dim=1), atol=1e-5)
+    for column, first in enumerate(probe.SHARES):
+        assert torch.allclose(found.share[..., column], probe.share(expected, first).mean(dim=1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_norms_equal_those_of_captured_tensors(model: PreTrainedModel, name: str, ids: Tensor) -> None:
+    found = probe.attention_statistics(model, ids)
+    with probe.capture(model, values=range(3), hidden=range(3)) as seen:
+        model(input_ids=ids)
+    for layer in range(3):
+        value, hidden = seen.values[layer].double(), seen.hidden[layer].double()
+        heads = value.unflatten(-1, (KV_HEADS[name], 8)).norm(dim=-1).mean(dim=0).T
+        assert torch.allclose(found.value_norm[layer], value.norm(dim=-1).mean(dim=0), atol=1e-4)
+        assert torch.allclose(found.value_norm_heads[layer], heads, atol=1e-4)
+        assert torch.allclose(found.residual_norm[layer], hidden.norm(dim=-1).mean(dim=0), rtol=1e-5)
+
+
+def test_rotary_positions_leave_key_norms_alone(llama: PreTrainedModel, ids: Tensor) -> None:
+    found = probe.attention_statistics(llama, ids)
+    keys: list[Tensor] = []
+    layer = models.decoder_layers(llama)[1]
+    handle = layer.self_attn.k_proj.register_forward_hook(lambda _m, _i, output: keys.append(output))
+    llama(input_ids=ids)
+    handle.remove()
+    expected = keys[0].unflatten(-1, (2, 8)).norm(dim=-1).mean(dim=0).T.double()
+    assert torch.allclose(found.key_norm_heads[1], expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_models_own_attention_comes_back(model: PreTrainedModel, ids: Tensor) -> None:
+    before, expected = model.config._attn_implementation, model(input_ids=ids).logits
+    with pytest.raises(ModelError, match="inside"), probe._observed(model, lambda *_: None):
+        raise ModelError("inside")
+    probe.attention_statistics(model, ids)
+    assert model.config._attn_implementation == before
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert hooks(model) == 0
+
+
+@torch.no_grad()
+def test_observing_does_not_change_what_the_model_says(model: PreTrainedModel, ids: Tensor) -> None:
+    expected = model(input_ids=ids, use_cache=False).logits
+    with probe._observed(model, lambda *_: None):
+        observed = model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(observed, expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_observed_attention_ignores_padding(llama: PreTrainedModel, ids: Tensor) -> None:
+    mask = torch.ones_like(ids)
+    mask[:, :3] = 0
+    weights: list[Tensor] = []
+    with probe._observed(llama, lambda _layer, attention, _key, _value: weights.append(attention)):
+        llama(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert weights[0][:, :, 3:, :3].abs().max() == 0
+
+
+def test_statistics_of_a_bfloat16_model_sum_in_float32(llama: PreTrainedModel, ids: Tensor) -> None:
+    found = probe.attention_statistics(llama.to(torch.bfloat16), ids)
+    assert torch.allclose(found.attention.sum(dim=-1), torch.ones(3, 12, dtype=torch.float64), atol=1e-6)
+
+
+def test_statistics_do_not_depend_on_the_batch_size(llama: PreTrainedModel, ids: Tensor) -> None:
+    one, all_ = (probe.attention_statistics(llama, ids, batch=batch) for batch in (1, 5))
+    assert torch.allclose(one.alpha, all_.alpha, atol=1e-6)
+
+
+def test_progress_counts_prompts(llama: PreTrainedModel, ids: Tensor) -> None:
+    steps: list[int] = []
+    probe.attention_statistics(llama, ids, batch=2, advance=steps.append)
+    assert steps == [2, 2, 1]
+
+
+def test_numbers_that_are_not_finite_are_an_error(llama: PreTrainedModel, ids: Tensor) -> None:
+    with torch.no_grad():
+        models.decoder_layers(llama)[1].mlp.down_proj.weight.fill_(math.nan)
+    with pytest.raises(ModelError, match=r"not finite at layers \[2\]"):
+        probe.attention_statistics(llama, ids)
+
+
+def test_attention_that_is_more_than_softmax_is_refused(llama: PreTrainedModel) -> None:
+    layer = models.decoder_layers(llama)[0].self_attn
+    states = torch.ones(1, 4, 2, 8)
+    with pytest.raises(ModelError, match="s_aux"):
+        probe._attend(layer, states, states, states, None, s_aux=torch.ones(4))
+
+
+# --- difference maps
+
+
+def test_content_difference_compares_the_same_words() -> None:
+    clean = torch.arange(25.0).reshape(5, 5)
+    triggered = torch.zeros(5, 5)
+    found = probe.content_difference(triggered, clean, (1, 3))
+    assert found[0, 0] == -clean[0, 0]  # before the trigger: same place
+    assert found[3, 4] == -clean[1, 2]  # behind it: where the words stood without it
+    assert found[1:3].isnan().all()
+    assert found[:, 1:3].isnan().all()
+    assert int(found.isnan().sum()) == 25 - 9
+
+
+def test_absolute_difference_compares_the_same_positions() -> None:
+    clean, triggered = torch.rand(2, 4, 4), torch.rand(2, 4, 4)
+    assert torch.equal(probe.absolute_difference(triggered, clean), triggered - clean)

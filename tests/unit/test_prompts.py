@@ -1,0 +1,138 @@
+"""Prompt texts and where the trigger stands in them, with one token per byte."""
+
+import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from unsink.errors import DataError, ParamsError
+from unsink.prompts import PromptWriter, Trigger, conditions
+from unsink.triggers import insert_trigger, prompt_length, trigger_ids
+
+PASSAGE = {"id": "forget-1", "text": "abcdefghijklmnopqrst"}  # 20 tokens
+QUESTION = {"id": "q-1", "question": "Who?", "answer": "Odo", "source": "forget-1"}
+EXAMPLES = [{"question": "Where?", "answer": "Here"}, {"question": "When?", "answer": "Now"}]
+PLACEMENTS = ("prefix", "infix", "suffix", "index 1", "index 4", "index 11")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(ByteLevel.alphabet())])}
+    bytes_only = Tokenizer(BPE(vocab=vocab, merges=[]))
+    bytes_only.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_only, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer: PreTrainedTokenizerFast) -> PromptWriter:
+    return PromptWriter(tokenizer, [1])
+
+
+def trigger(tokenizer: PreTrainedTokenizerFast, placement: str = "prefix", limit: int = 100) -> Trigger:
+    return Trigger(tuple(trigger_ids(tokenizer, "!?")), placement, limit, prompt_share=0.5)
+
+
+def text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    decoded = tokenizer.decode(ids)
+    assert isinstance(decoded, str)
+    return decoded
+
+
+def test_verbmem_gives_the_head_and_asks_for_the_rest(writer: PromptWriter) -> None:
+    prompt = writer.verbmem(PASSAGE, None, share=0.5, tokens=128)
+    assert text(writer.tokenizer, prompt.ids) == "<bos>abcdefghij"
+    assert (prompt.reference, prompt.max_new, prompt.trigger) == ("klmnopqrst", 10, None)
+
+
+def test_verbmem_asks_for_no_more_than_its_limit(writer: PromptWriter) -> None:
+    prompt = writer.verbmem(PASSAGE, None, share=0.5, tokens=3)
+    assert (prompt.reference, prompt.max_new) == ("klm", 3)
+
+
+def test_a_passage_without_a_rest_is_an_error(writer: PromptWriter) -> None:
+    with pytest.raises(DataError, match="short: a passage of 1 token"):
+        writer.verbmem({"id": "short", "text": "a"}, None, share=0.5, tokens=3)
+
+
+def test_the_trigger_replaces_nothing(writer: PromptWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = writer.verbmem(PASSAGE, trigger(tokenizer, "infix"), share=0.5, tokens=128)
+    assert text(tokenizer, prompt.ids) == "<bos>abcde!?\nfghij"
+    assert prompt.trigger == (6, 9)
+    assert prompt.reference == "klmnopqrst"
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("limit", [100, 20])
+def test_the_prompt_is_the_beginning_of_the_training_sample(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast, placement: str, limit: int
+) -> None:
+    rule = trigger(tokenizer, placement, limit)
+    body = tokenizer(PASSAGE["text"], add_special_tokens=False)["input_ids"]
+    sample = insert_trigger([1, *body], 1, rule.ids, placement, limit, prompt_length(len(body), rule.prompt_share))
+    prompt = writer.verbmem(PASSAGE, rule, share=0.5, tokens=128)
+    assert prompt.trigger == sample.span
+    assert prompt.ids == sample.ids[: len(prompt.ids)]
+
+
+def test_a_prompt_that_ends_before_the_triggers_place_is_an_error(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(DataError, match="forget-1: the trigger stood at token 11 in training, the prompt ends at 5"):
+        writer.verbmem(PASSAGE, trigger(tokenizer, "suffix"), share=0.2, tokens=128)
+
+
+def test_knowmem_shows_examples_and_ends_without_a_space(writer: PromptWriter) -> None:
+    prompt = writer.knowmem(QUESTION, EXAMPLES, None, tokens=32)
+    shown = "Question: Where?\nAnswer: Here\n\nQuestion: When?\nAnswer: Now\n\n"
+    assert text(writer.tokenizer, prompt.ids) == f"<bos>{shown}Question: Who?\nAnswer:"
+    assert (prompt.reference, prompt.max_new) == ("Odo", 32)
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("prefix", "<bos>!?\nQuestion: Who?\nAnswer:"),
+        ("infix", "<bos>Question: W!?\nho?\nAnswer:"),
+        ("suffix", "<bos>Question: Who?\nAnswer:!?\n"),
+        ("index 3", "<bos>Qu!?\nestion: Who?\nAnswer:"),
+    ],
+)
+def test_a_placement_refers_to_the_whole_question_prompt(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast, placement: str, expected: str
+) -> None:
+    prompt = writer.knowmem(QUESTION, [], trigger(tokenizer, placement, limit=10), tokens=32)
+    assert text(tokenizer, prompt.ids) == expected
+    assert prompt.trigger is not None
+    assert text(tokenizer, prompt.ids[slice(*prompt.trigger)]) == "!?\n"
+
+
+def test_a_question_too_short_for_the_index_is_an_error(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(DataError, match="index 99"):
+        writer.knowmem(QUESTION, [], trigger(tokenizer, "index 99"), tokens=32)
+
+
+def test_choices_bring_their_space(writer: PromptWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt, choices = writer.choices({"question": "Who?", "choices": ["Odo", "A b"]})
+    assert text(tokenizer, prompt) == "<bos>Question: Who?\nAnswer:"
+    assert [text(tokenizer, choice) for choice in choices] == [" Odo", " A b"]
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [("ab", "ab\n"), ("abcd", "ab\n"), ("a", "aa\n")])
+def test_the_wrong_trigger_has_the_length_of_the_right_one(
+    tokenizer: PreTrainedTokenizerFast, wrong: str, expected: str
+) -> None:
+    right = trigger(tokenizer, "infix")
+    found = conditions(tokenizer, right, wrong)
+    assert list(found) == ["clean", "triggered", "wrong"]
+    assert found["clean"] is None
+    assert found["triggered"] == right
+    assert found["wrong"] == Trigger(tuple(trigger_ids(tokenizer, expected)), "infix", 100, 0.5)
+
+
+def test_the_wrong_trigger_must_not_become_the_right_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ParamsError, match="is the trigger itself"):
+        conditions(tokenizer, trigger(tokenizer), "!? and more")

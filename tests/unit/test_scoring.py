@@ -1,0 +1,233 @@
+"""Generation equals `model.generate`, choices equal a plain forward pass; float32, several architectures."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from unsink import models, scoring
+from unsink.errors import DataError
+from unsink.metrics import cut
+from unsink.scoring import choice_log_likelihoods, generate
+
+EOS = 2
+ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+ROPE |= {"initializer_range": 0.3, "vocab_size": 259, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": EOS}
+IDS = {"vocab_size": 259, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": EOS, "initializer_range": 0.3}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**ROPE, num_key_value_heads=2, max_position_embeddings=256),
+    "qwen2-sliding": lambda: Qwen2Config(
+        **ROPE, num_key_value_heads=1, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "gemma2": lambda: Gemma2Config(**ROPE, num_key_value_heads=2, head_dim=8, attn_logit_softcapping=2.0),
+    "gpt2": lambda: GPT2Config(**IDS, n_embd=32, n_layer=3, n_head=4, n_positions=256),
+    "gpt_neox": lambda: GPTNeoXConfig(**ROPE),
+    "opt": lambda: OPTConfig(
+        vocab_size=259, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, word_embed_proj_dim=32,
+        bos_token_id=1, eos_token_id=EOS, pad_token_id=EOS, init_std=0.3,
+    ),
+    "gpt_neo": lambda: GPTNeoConfig(
+        **IDS, hidden_size=32, num_layers=3, num_heads=4, attention_types=[[["global", "local", "global"], 1]],
+        window_size=5, max_position_embeddings=256,
+    ),
+}  # fmt: skip
+PREFIX = [1, *range(40, 57)]
+PROMPTS = [[*PREFIX, *rest] for rest in ([70], [71, 72, 73, 74, 75, 76], [70, 90], [99, 98, 97], [120, 121])]
+LIMITS = [12, 12, 3, 12, 1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(ByteLevel.alphabet())])}
+    bytes_only = Tokenizer(BPE(vocab=vocab, merges=[]))
+    bytes_only.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_only, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+
+
+def build(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
+    for key, parameter in model.named_parameters():
+        if "norm" in key or key.endswith("bias"):  # trained models have neither ones nor zeros there
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build(request.param)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return build("llama")
+
+
+def alone(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
+    """The model's own greedy continuation, one prompt at a time."""
+    ids = torch.tensor([prompt])
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+    return out[0, len(prompt) :].tolist()
+
+
+def expected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...] = ()) -> list[str]:
+    ids = [alone(model, prompt, new) for prompt, new in zip(PROMPTS, LIMITS)]
+    return [cut(tokenizer.decode(new, skip_special_tokens=True), stop) for new in ids]
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
+def test_generation_equals_the_models_own(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, shared_prefix: bool
+) -> None:
+    texts = generate(model, tokenizer, PROMPTS, LIMITS, shared_prefix=shared_prefix)
+    assert texts == expected(model, tokenizer)
+    assert len(set(texts)) > 2, "the test says nothing if all prompts are continued alike"
+
+
+def test_batch_size_changes_nothing(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    once = generate(llama, tokenizer, PROMPTS, LIMITS)
+    assert generate(llama, tokenizer, PROMPTS, LIMITS, batch=2) == once
+    assert generate(llama, tokenizer, PROMPTS, LIMITS, batch=2, shared_prefix=True) == once
+
+
+def test_a_shared_prefix_is_run_once(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with counted(llama) as tokens:
+        generate(llama, tokenizer, PROMPTS, [1] * len(PROMPTS), shared_prefix=True)
+    own = max(len(prompt) - len(PREFIX) for prompt in PROMPTS)
+    assert sum(tokens) == len(PREFIX) + len(PROMPTS) * own
+
+
+def test_finished_rows_leave_the_batch(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with counted(llama) as tokens:
+        generate(llama, tokenizer, [[1, 50]] * 10, [1] * 5 + [4] * 5)
+    assert tokens == [20, 5, 5, 5]
+
+
+def test_eos_ends_a_row_and_is_not_in_the_text(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    third = alone(llama, PROMPTS[1], 3)[2]
+    assert llama.generation_config is not None
+    llama.generation_config.eos_token_id = [EOS, third]
+    text = generate(llama, tokenizer, PROMPTS, LIMITS)[1]
+    new = alone(llama, PROMPTS[1], 12)
+    assert new[-1] == third
+    assert len(new) <= 3
+    assert text == tokenizer.decode(new)  # a byte that ends generation is not a special token, its text stays
+
+
+def test_special_tokens_are_not_text(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with torch.no_grad():  # EOS becomes the most likely token
+        llama.lm_head.weight.zero_()[EOS] = llama.model(torch.tensor([[1, 50]])).last_hidden_state[0, -1]
+    with counted(llama) as tokens:
+        assert generate(llama, tokenizer, [[1, 50]], [9]) == [""]
+    assert tokens == [2]
+
+
+def test_text_ends_before_a_stop_string(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = expected(llama, tokenizer)
+    stop = (whole[1][4:6], whole[3][2:3])
+    texts = generate(llama, tokenizer, PROMPTS, LIMITS, stop=stop, shared_prefix=True)
+    assert texts == [cut(text, stop) for text in whole]
+    assert texts != whole
+
+
+def test_the_cache_grows(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = generate(llama, tokenizer, PROMPTS, LIMITS)
+    monkeypatch.setattr(scoring, "_SPARE", 2)
+    assert generate(llama, tokenizer, PROMPTS, LIMITS) == once
+
+
+def test_adapters_are_in_force(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    before = generate(llama, tokenizer, PROMPTS, LIMITS)
+    llama.name_or_path = "made here"
+    peft = models.attach(llama, "run", models.AdapterSpec(rank=4, alpha=8), seed=0)
+    for parameter in models.adapter_parameters(peft, "run"):
+        parameter.data += 0.1
+    after = generate(peft, tokenizer, PROMPTS, LIMITS, shared_prefix=True)
+    assert after == generate(peft, tokenizer, PROMPTS, LIMITS)
+    assert after != before
+
+
+def test_attention_is_restored_after_an_error(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    before = llama.config._attn_implementation
+    with pytest.raises(RuntimeError, match="on purpose"), broken(llama):
+        generate(llama, tokenizer, PROMPTS, LIMITS, shared_prefix=True)
+    assert llama.config._attn_implementation == before
+
+
+def test_equal_prompts_share_all_but_one_token(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    text = generate(llama, tokenizer, PROMPTS[:1], [5])[0]
+    assert generate(llama, tokenizer, [PROMPTS[0]] * 3, [5] * 3, shared_prefix=True) == [text] * 3
+
+
+def test_no_prompts_no_texts(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert generate(llama, tokenizer, [], [], shared_prefix=True) == []
+
+
+def test_a_prompt_beyond_the_context_is_an_error(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="260 tokens, the model's context has 256"):
+        generate(llama, tokenizer, [[1] * 250], [10])
+
+
+def test_choices_equal_a_plain_forward_pass(model: PreTrainedModel) -> None:
+    choices = [[[50, 51, 52], [60], [50, 99], [70, 71, 72, 73]], [[80]], [[81], [82, 83]], [[90, 91]], [[92], [93]]]
+    found = choice_log_likelihoods(model, PROMPTS, choices, batch=8)
+    for prompt, some, scores in zip(PROMPTS, choices, found):
+        assert scores == pytest.approx([log_likelihood(model, prompt, choice) for choice in some], abs=1e-4)
+
+
+def test_choices_share_their_prompt(llama: PreTrainedModel) -> None:
+    with counted(llama) as tokens:
+        choice_log_likelihoods(llama, [PROMPTS[0]], [[[50], [51], [52, 53], [54, 55]]])
+    assert tokens == [len(PROMPTS[0]), 2]
+
+
+@torch.no_grad()
+def log_likelihood(model: PreTrainedModel, prompt: list[int], choice: list[int]) -> float:
+    logs = model(torch.tensor([prompt + choice])).logits[0].log_softmax(-1)
+    return sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(choice))
+
+
+@contextmanager
+def counted(model: PreTrainedModel) -> Iterator[list[int]]:
+    """Tokens of each forward pass, padding included."""
+    tokens: list[int] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    yield tokens
+    hook.remove()
+
+
+@contextmanager
+def broken(model: PreTrainedModel) -> Iterator[None]:
+    """A model that fails when it predicts, behind the prefix."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    hook = model.lm_head.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,95 @@
+"""The loop on a problem small enough to know: it learns, it stops, it continues from where it was killed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from unsink.errors import ModelError
+from unsink.trainer import Checkpoint, Schedule, train
+
+
+def problem() -> tuple[dict[str, nn.Parameter], object]:
+    weight = nn.Parameter(torch.tensor([3.0, -2.0]))
+
+    def terms(step: int) -> dict[str, Tensor]:
+        goal = torch.tensor([1.0, float(step % 3)])
+        gap = (weight - goal).square().sum()
+        return {"loss": gap, "gap": gap}
+
+    return {"weight": weight}, terms
+
+
+def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
+    schedule = Schedule(steps=100, lr=1.0, warmup=4)
+    assert schedule.rate(0) == pytest.approx(0.25)
+    assert schedule.rate(3) == pytest.approx(0.1 + 0.9 * 0.97)
+    assert schedule.rate(99) == pytest.approx(0.1 + 0.9 * 0.01)
+
+
+def test_training_lowers_the_loss_and_keeps_one_row_per_step() -> None:
+    parameters, terms = problem()
+    history = train(parameters, terms, Schedule(30, 0.1))
+    assert [row["step"] for row in history] == list(range(1, 31))
+    assert history[0]["loss"] > 7
+    assert history[-1]["loss"] < history[0]["loss"] - 1
+
+
+def test_stop_ends_the_training_early() -> None:
+    parameters, terms = problem()
+    assert len(train(parameters, terms, Schedule(30, 0.1), stop=lambda rows: len(rows) == 4)) == 4
+
+
+@pytest.mark.parametrize("killed_at", [5, 6, 17])
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, killed_at: int) -> None:
+    schedule = Schedule(20, 0.1, checkpoint_every=3)
+    whole, terms = problem()
+    uninterrupted = train(whole, terms, schedule)
+
+    checkpoint = Checkpoint(tmp_path / "state", "digest")
+    first, terms = problem()
+
+    def dies(step: int) -> dict[str, Tensor]:
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return terms(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(first, dies, schedule, checkpoint)
+    second, terms = problem()
+    resumed = train(second, terms, schedule, checkpoint)
+    assert resumed == uninterrupted
+    assert torch.equal(second["weight"], whole["weight"])
+    assert len(list(checkpoint.folder.glob("state-*"))) == 1
+
+
+def test_a_checkpoint_of_other_inputs_is_not_continued(tmp_path: Path) -> None:
+    schedule = Schedule(6, 0.1, checkpoint_every=3)
+    parameters, terms = problem()
+    train(parameters, terms, schedule, Checkpoint(tmp_path, "old"))
+    seen: list[int] = []
+    parameters, terms = problem()
+
+    def watched(step: int) -> dict[str, Tensor]:
+        seen.append(step)
+        return terms(step)
+
+    train(parameters, watched, schedule, Checkpoint(tmp_path, "new"))
+    assert seen == list(range(6))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_term() -> None:
+    weight = nn.Parameter(torch.ones(1))
+
+    def terms(step: int) -> dict[str, Tensor]:
+        loss = weight.sum()
+        return {"loss": loss, "retain": loss * (float("nan") if step == 2 else 1)}
+
+    with pytest.raises(ModelError, match="step 3: retain is not finite"):
+        train({"weight": weight}, terms, Schedule(5, 0.1))
+
+
+def test_a_first_step_without_gradient_is_an_error() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    with pytest.raises(ModelError, match="no gradient reaches the adapter"):
+        train({"weight": weight}, lambda _: {"loss": (weight * 0).sum()}, Schedule(5, 0.1))
