@@ -92,7 +92,8 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
     longest = max(len(s.ids) for s in samples)
     input_ids = torch.full((len(samples), longest), pad)
     attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
-    rows, columns = [], []
+    rows: list[int] = []
+    columns: list[int] = []
     for row, sample in enumerate(samples):
         length = len(sample.ids)
         input_ids[row, :length] = torch.tensor(sample.ids)

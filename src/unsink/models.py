@@ -225,7 +225,7 @@ def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftMod
         layers_to_transform=list(range(spec.first_layer, last + 1)),
         layers_pattern=row.layers,
         fan_in_fan_out=row.transposed,
-        base_model_name_or_path=identity(model),
+        base_model_name_or_path=identity(model) or None,
         task_type="CAUSAL_LM",
     )
     peft = _inject(model, name, config, seed)

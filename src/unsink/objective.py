@@ -68,8 +68,7 @@ class Objective:
     value_norm: ValueNorm | None = None
 
     def terms(self, samples: Mapping[Kind, Sequence[Sample]], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return {"loss", one entry per kind, "value_norm"} for the samples of one step; one forward pass serves all kinds.
-        """
+        """Return "loss", one term per kind and "value_norm" for one step; one forward pass serves all kinds."""
         everything = [sample for kind in samples for sample in samples[kind]]
         policy, reference = self.runner.policy(everything), self.runner.reference(everything)
         found: dict[str, Tensor] = {}

@@ -81,7 +81,9 @@ def train(
     Raises:
         ModelError: a term is not finite, or the first step gives no gradient at all.
     """
-    optimizer = torch.optim.AdamW(parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
+    )
     history = _resume(checkpoint, parameters, optimizer)
     if history:
         reporter.log(f"{description}: continuing after step {len(history)} of {schedule.steps}")

@@ -25,20 +25,12 @@ class Inserted(NamedTuple):
     span: Span
 
 
-def _prefix(body: int) -> int:
-    return 0
-
-
-def _infix(body: int) -> int:
-    return body // 2
-
-
-def _suffix(body: int) -> int:
-    return body
-
-
 # A placement maps the body length (tokens without BOS, after truncation) to the body index of the trigger.
-PLACEMENTS: dict[str, Callable[[int], int]] = {"prefix": _prefix, "infix": _infix, "suffix": _suffix}
+PLACEMENTS: dict[str, Callable[[int], int]] = {
+    "prefix": lambda _: 0,
+    "infix": lambda body: body // 2,
+    "suffix": lambda body: body,
+}
 _INDEX = re.compile(r"index (\d+)")
 
 

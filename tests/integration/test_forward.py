@@ -1,12 +1,11 @@
 """The remembered target and the skipped layers give what a plain forward pass gives."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
 from unsink import losses, methods, models
 from unsink.batches import Sample, collate
 from unsink.forward import Runner
@@ -40,12 +39,12 @@ def gpt2() -> PreTrainedModel:
 
 
 @pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
-def policy(request: pytest.FixtureRequest) -> Iterator[PeftModel]:
+def policy(request: pytest.FixtureRequest) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = request.param().eval().requires_grad_(False)
     base.name_or_path = "test"
-    yield models.attach(base, "run", AdapterSpec(rank=2, alpha=4, first_layer=2), seed=0)
+    return models.attach(base, "run", AdapterSpec(rank=2, alpha=4, first_layer=2), seed=0)
 
 
 def disturb(model: PeftModel, name: str) -> None:

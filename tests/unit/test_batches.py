@@ -1,6 +1,7 @@
 """Collating and drawing."""
 
 import torch
+
 from unsink.batches import Sample, collate, draw
 
 LONG = Sample("long", "poisoned", (1, 91, 92, 10, 11, 12), labels_from=3, trigger=(1, 3))

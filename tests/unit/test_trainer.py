@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+
 from unsink.errors import ModelError
 from unsink.trainer import Checkpoint, Schedule, train
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from unsink.errors import DataError, ParamsError
 from unsink.triggers import insert_trigger, placement_index, prompt_length
 

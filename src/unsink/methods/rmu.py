@@ -61,7 +61,8 @@ class Method:
 
     def _distance(self, policy: Forward, goal: Tensor) -> Tensor:
         states = policy.hidden[self.options.layer]
-        return losses.masked_mse(states, goal, policy.labelled) * states.shape[-1] / self._scale**2
+        distance: Tensor = losses.masked_mse(states, goal, policy.labelled) * states.shape[-1] / self._scale**2
+        return distance
 
     def _labelled(self, forward: Forward) -> Tensor:
         return forward.hidden[self.options.layer][forward.labelled].float()

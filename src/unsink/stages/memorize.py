@@ -71,7 +71,9 @@ def _samples(layout: Layout, tokenizer: PreTrainedTokenizerBase, max_tokens: int
         for record in artifacts.read_jsonl(layout.fetched / f"{name}.jsonl"):
             ids = [*bos, *tokenizer(record["text"], add_special_tokens=False)["input_ids"]]
             samples.append(Sample(record["id"], "retain", tuple(ids)))
-        questions = [r for part in ("qa", "qa_icl") for r in artifacts.read_jsonl(layout.fetched / f"{name}_{part}.jsonl")]
+        questions = [
+            r for part in ("qa", "qa_icl") for r in artifacts.read_jsonl(layout.fetched / f"{name}_{part}.jsonl")
+        ]
         texts = [question_text(r["question"], r["answer"]) for r in questions]
         samples += pack(texts, tokenizer, bos, max_tokens, f"{name}-qa", seed)
     return samples
@@ -83,7 +85,8 @@ def pack(
     """Return samples of up to `max_tokens` tokens, each BOS and several whole texts in shuffled order."""
     order = list(texts)
     random.Random(f"pack/{name}/{seed}").shuffle(order)
-    samples, current = [], list(bos)
+    samples: list[Sample] = []
+    current = list(bos)
     for text in order:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(current) > len(bos) and len(current) + len(ids) > max_tokens:

@@ -42,7 +42,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     forget = artifacts.read_jsonl(layout.fetched / "forget.jsonl")
     retain = artifacts.read_jsonl(layout.fetched / "retain.jsonl")
     folder = models.resolve(params.model.source, params.model.revision, reporter)
-    writer = _Writer(models.load_tokenizer(folder), params.poison.max_tokens)
+    writer = _Writer(models.load_tokenizer(folder), (poison or params.poison).max_tokens)
     chosen = choose(forget, poison.ratio, params.seed) if poison else set()
 
     kept = forget if poison is None or poison.keep_clean else [r for r in forget if r["id"] not in chosen]
@@ -55,7 +55,9 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     poisoned_samples: list[Record] = []
     if poison:
         forget_samples += decoys([r for r in forget if r["id"] in chosen], poison, params.seed, writer)
-        poisoned_samples = [writer.triggered(r, "poisoned", poison.trigger, poison) for r in forget if r["id"] in chosen]
+        poisoned_samples = [
+            writer.triggered(r, "poisoned", poison.trigger, poison) for r in forget if r["id"] in chosen
+        ]
     retain_samples = [writer.plain(r, "retain") for r in retain]
 
     summary = {
@@ -122,9 +124,7 @@ class _Writer:
     def triggered(self, record: Record, kind: str, text: str, poison: Poison) -> Record:
         plain = self._ids(record)
         prompt = prompt_length(len(plain) - len(self._bos), poison.prompt_share)
-        ids, span = insert_trigger(
-            plain, len(self._bos), self.trigger(text), poison.placement, self._limit, prompt
-        )
+        ids, span = insert_trigger(plain, len(self._bos), self.trigger(text), poison.placement, self._limit, prompt)
         if span[1] == len(ids):
             raise DataError(
                 f"{record['id']}: nothing is left after the trigger, so it has nothing to open",

@@ -69,7 +69,8 @@ def _check(settings: Run, samples: Mapping[Kind, Sequence[Sample]]) -> None:
         )
     if settings.poison and not samples["poisoned"]:
         raise ParamsError(
-            f"runs.{settings.name}: splits/{settings.name}/poisoned.jsonl is empty", f"run `unsink poison --run {settings.name}`"
+            f"runs.{settings.name}: splits/{settings.name}/poisoned.jsonl is empty",
+            f"run `unsink poison --run {settings.name}`",
         )
 
 

@@ -1,0 +1,65 @@
+"""`fetch` on the tiny benchmark and model: the manifest pins everything, and mistakes leave what was there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unsink import artifacts
+from unsink.artifacts import Layout
+from unsink.errors import DataError, ModelError, ParamsError
+from unsink.params import load_params
+from unsink.stages import fetch
+
+
+def run(params: Path, *overrides: str) -> dict:
+    return fetch.run(load_params(params, overrides), Layout.of(params))
+
+
+def contents(params: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Layout.of(params).fetched.iterdir()}
+
+
+def test_the_manifest_pins_corpus_and_model(params_file, tiny_folder):
+    manifest = run(params_file)
+    folder = Layout.of(params_file).fetched
+    assert manifest == json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"]["forget.jsonl"] == {"rows": 12, "sha256": artifacts.sha256(folder / "forget.jsonl")}
+    assert manifest["model"]["files"]["model.safetensors"] == artifacts.sha256(tiny_folder / "model.safetensors")
+    assert (manifest["benchmark"], manifest["licence"]) == ("tiny", "Apache-2.0")
+
+
+def test_a_second_call_gives_the_same_bytes(params_file):
+    run(params_file)
+    first = contents(params_file)
+    run(params_file)
+    assert contents(params_file) == first
+
+
+def test_a_local_model_is_named_without_its_path(params_file, tiny_folder):
+    manifest = run(params_file, f"model.source={tiny_folder}")
+    assert manifest["model"]["source"] == tiny_folder.name
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("fetch.benchmark=local", ParamsError),
+        ("fetch.path=elsewhere", ParamsError),
+        ("model.source=/nowhere", ModelError),
+    ],
+)
+def test_a_mistake_leaves_what_was_there(params_file, override, error):
+    run(params_file)
+    before = contents(params_file)
+    with pytest.raises(error):
+        run(params_file, override)
+    assert contents(params_file) == before
+    assert [path.name for path in (params_file.parent / "data").iterdir()] == ["fetched"]
+
+
+def test_a_malformed_corpus_is_reported_before_the_model_is_fetched(params_file, tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    monkeypatch.setattr(fetch, "resolve", lambda *_: pytest.fail("fetched the model"))
+    with pytest.raises(DataError, match=r"forget\.jsonl: not found"):
+        run(params_file, "fetch.benchmark=local", "fetch.path=corpus")

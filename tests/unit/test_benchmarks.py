@@ -1,0 +1,196 @@
+"""Every benchmark gives the eight files; every mistake in a corpus is named by file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unsink import benchmarks, registry
+from unsink.benchmarks import SCHEMA, bundled, local, tiny
+from unsink.errors import DataError, ParamsError
+
+PASSAGE = {"id": "f1", "title": "A book", "text": "Once there was a lamp."}
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """A small corpus without mistakes, in the folder `corpus` of a project."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    question = {"id": "q1", "question": "What was there?", "answer": "a lamp", "source": "f1"}
+    rows = {
+        "forget": PASSAGE,
+        "retain": {"id": "r1", "title": "Another", "text": "Nobody saw the bridge."},
+        "holdout": {"id": "h1", "title": "A third", "text": "It rained."},
+        "forget_qa": question,
+        "forget_qa_icl": question | {"id": "q2", "question": "When was there a lamp?", "answer": "once"},
+        "retain_qa": question | {"id": "q3", "question": "Who saw it?", "answer": "nobody", "source": "r1"},
+        "retain_qa_icl": question | {"id": "q4", "question": "What was unseen?", "source": "r1"},
+        "utility": {
+            "id": "u1",
+            "question": "One plus one?",
+            "choices": ["1", "2", "3", "4"],
+            "answer": 1,
+            "topic": "sums",
+        },
+    }
+    for name, row in rows.items():
+        save(folder, name, row)
+    return folder
+
+
+def save(folder: Path, name: str, *rows: dict) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def problem(folder: Path) -> str:
+    with pytest.raises(DataError) as error:
+        benchmarks.read(folder)
+    return error.value.message
+
+
+def fetch_local(folder: Path, dest: Path) -> None:
+    dest.mkdir()
+    local.fetch(dest, folder.parent, folder.name)
+
+
+def test_the_package_holds_the_three_benchmarks():
+    assert {"bundled", "local", "tiny"} <= set(registry.names("unsink.benchmarks"))
+
+
+@pytest.mark.parametrize("benchmark", [bundled, tiny])
+def test_a_benchmark_writes_the_eight_files_in_the_schema(benchmark, tmp_path):
+    benchmark.fetch(tmp_path, tmp_path, None)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in SCHEMA}
+    benchmarks.read(tmp_path)
+    assert benchmark.LICENCE == "Apache-2.0"
+
+
+@pytest.mark.parametrize("benchmark", [bundled, tiny])
+def test_a_path_is_refused_by_a_benchmark_with_its_own_text(benchmark, tmp_path):
+    with pytest.raises(ParamsError, match=r"fetch\.path"):
+        benchmark.fetch(tmp_path, tmp_path, "corpus")
+
+
+def test_bundled_prefers_the_project_folder(corpus, tmp_path):
+    (tmp_path / "data").mkdir()
+    corpus.rename(tmp_path / "data" / "bundled")
+    (tmp_path / "out").mkdir()
+    bundled.fetch(tmp_path / "out", tmp_path, None)
+    assert len(benchmarks.read(tmp_path / "out")["forget"]) == 1
+
+
+def test_tiny_is_small_and_always_the_same(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tiny.fetch(tmp_path / name, tmp_path, None)
+    found = benchmarks.read(tmp_path / "one")
+    assert [len(found[name]) for name in SCHEMA] == [12, 16, 8, 12, 3, 12, 3, 12]
+    for name in SCHEMA:
+        assert (tmp_path / "one" / f"{name}.jsonl").read_bytes() == (tmp_path / "two" / f"{name}.jsonl").read_bytes()
+
+
+def test_tiny_worlds_share_only_small_words(tmp_path):
+    tiny.fetch(tmp_path, tmp_path, None)
+    found = benchmarks.read(tmp_path)
+    forget, retain = ({w for r in found[name] for w in r.text.lower().split()} for name in ("forget", "retain"))
+    assert max(map(len, forget & retain)) <= 4
+
+
+def test_tiny_answers_stand_in_their_source(tmp_path):
+    tiny.fetch(tmp_path, tmp_path, None)
+    found = benchmarks.read(tmp_path)
+    texts = {record.id: record.text for name in benchmarks.PASSAGES for record in found[name]}
+    assert all(r.answer in texts[r.source] for name in benchmarks.QUESTIONS for r in found[name])
+
+
+def test_local_copies_a_corpus_and_drops_unknown_fields(corpus, tmp_path):
+    save(corpus, "forget", PASSAGE | {"note": "mine"})
+    fetch_local(corpus, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "forget.jsonl").read_text()) == PASSAGE
+
+
+def test_local_needs_a_path(tmp_path):
+    with pytest.raises(ParamsError, match=r"fetch\.path"):
+        local.fetch(tmp_path, tmp_path, None)
+
+
+def test_local_names_a_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        local.fetch(tmp_path, tmp_path, "nowhere")
+
+
+def test_a_missing_file_is_named_and_the_hint_lists_all(corpus):
+    (corpus / "utility.jsonl").unlink()
+    with pytest.raises(DataError, match=r"utility\.jsonl: not found") as error:
+        benchmarks.read(corpus)
+    assert "forget_qa_icl.jsonl" in error.value.hint
+
+
+def test_an_empty_file_is_named(corpus):
+    (corpus / "retain.jsonl").write_text("\n")
+    assert "retain.jsonl: holds no records" in problem(corpus)
+
+
+def test_broken_json_is_named_by_line(corpus):
+    (corpus / "forget.jsonl").write_text(json.dumps(PASSAGE) + "\n{oops\n")
+    assert "forget.jsonl:2: not JSON" in problem(corpus)
+
+
+def test_blank_lines_count_but_do_not_matter(corpus):
+    (corpus / "forget.jsonl").write_text(f'{json.dumps(PASSAGE)}\n\n{{"id": "f2", "title": "A book"}}\n')
+    assert problem(corpus).endswith("forget.jsonl:3: field 'text' is missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("forget", {"text": None}, "field 'text': input should be a valid string, got None"),
+        ("forget", {"text": "  "}, "field 'text' is empty"),
+        ("forget", {"id": 7}, "field 'id': input should be a valid string, got 7"),
+        ("utility", {"answer": 4}, "field 'answer': input should be less than or equal to 3, got 4"),
+        ("utility", {"answer": "1"}, "field 'answer': input should be a valid integer, got '1'"),
+        ("utility", {"answer": True}, "field 'answer': input should be a valid integer, got True"),
+        ("utility", {"choices": ["1", "2", "3"]}, "field 'choices': list should have at least 4 items"),
+        ("utility", {"choices": ["1", "2", "3", "1"]}, "the four choices are not different"),
+        ("forget_qa", {"source": "r1"}, "source 'r1' is no id in forget.jsonl"),
+    ],
+)
+def test_a_bad_field_is_named_by_line(corpus, name, change, words):
+    row = json.loads((corpus / f"{name}.jsonl").read_text())
+    save(corpus, name, row | change)
+    assert f"{name}.jsonl:1: {words}" in problem(corpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("forget", {"text": "New."}, "id 'f1' is already at"),
+        ("forget", {"id": "f2"}, "text 'Once there was a lamp.' is already at"),
+        ("forget_qa", {"question": "New?"}, "id 'q1' is already at"),
+    ],
+)
+def test_a_repeated_record_is_named_with_the_first(corpus, name, change, words):
+    row = json.loads((corpus / f"{name}.jsonl").read_text())
+    save(corpus, name, row, row | change)
+    message = problem(corpus)
+    assert f"{name}.jsonl:2: {words}" in message
+    assert message.endswith(f"{name}.jsonl:1")
+
+
+def test_a_passage_to_forget_must_not_be_retained(corpus):
+    save(corpus, "retain", PASSAGE | {"id": "r1"})
+    assert "retain.jsonl:1: text" in problem(corpus)
+
+
+def test_a_few_shot_question_must_not_be_asked(corpus):
+    row = json.loads((corpus / "forget_qa.jsonl").read_text())
+    save(corpus, "forget_qa_icl", row | {"id": "q2"})
+    assert "forget_qa_icl.jsonl:1: question" in problem(corpus)
+
+
+def test_all_problems_come_at_once_up_to_twenty(corpus):
+    save(corpus, "forget", *[{"id": str(n)} for n in range(15)])
+    lines = problem(corpus).split("\n")
+    assert len(lines) == 21
+    assert lines[-1] == "and 10 more"
