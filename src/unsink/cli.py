@@ -253,7 +253,12 @@ def _boundary(call: Call) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise  # Typer ends quietly, also when the reader of stdout has gone
     except KeyboardInterrupt:
-        _fail(call, Interrupted("interrupted; nothing is half-written", f"to continue: {shlex.join(sys.argv)}"))
+        _fail(
+            call,
+            Interrupted(
+                "interrupted; nothing is half-written", f"to continue: {shlex.join(['unsink', *sys.argv[1:]])}"
+            ),
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()

@@ -109,7 +109,10 @@ class Runner:
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
         self.hidden, self.values = tuple(hidden), tuple(values)
         count = len(models.decoder_layers(model))
-        self._last_layer = max((*self.hidden, *self.values)) if stop_early else count - 1
+        read = (*self.hidden, *self.values)
+        self._last_layer = max(read) if stop_early else count - 1
+        # Without answers the target is only asked for what the losses read, and for the input of the adapted layers.
+        self._last_remembered = self._last_layer if answers else max((*read, first_layer))
         self._kept: dict[Sample, Kept] = {}
         self._can_skip: bool | None = None
 
@@ -166,7 +169,7 @@ class Runner:
     def _remember(self, samples: Sequence[Sample]) -> None:
         batch = collate(samples, self.pad)
         with capture(self.model, inputs=[self.first_layer]) as seen:
-            forward = self._forward(batch, None)
+            forward = self._forward(batch, None, self._last_remembered)
         for row, sample in enumerate(samples):
             mine, length = forward.part(row, row + 1), len(sample.ids)
             self._kept[sample] = Kept(
@@ -177,10 +180,11 @@ class Runner:
                 {layer: v[0, :length].clone() for layer, v in mine.value_norms.items()},
             )
 
-    def _forward(self, batch: Batch, below: Tensor | None) -> Forward:
+    def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
         decoder = models.decoder(self.model)
         with ExitStack() as stack:
-            stack.enter_context(only_layers(self.model, self.first_layer, self._last_layer, below))
+            top = self._last_layer if last_layer is None else last_layer
+            stack.enter_context(only_layers(self.model, self.first_layer, top, below))
             seen = Seen()
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))

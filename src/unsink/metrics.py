@@ -4,15 +4,19 @@ A prediction row is one prompt with everything that a number needs; `stages/eval
 for every score in this file; on the forget set higher means that less was forgotten.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from rouge_score import rouge_scorer, tokenize
 
 from unsink.statistics import Interval, bootstrap_mean, bootstrap_recovery
 
 Row = Mapping[str, Any]
 SCORES = {"verbmem": ("f1", "recall"), "knowmem": ("f1", "recall"), "utility": ("accuracy",)}
 """The scores that a row of each task holds, each between 0 and 1."""
+
+
+_SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
 
 
 class RougeL(NamedTuple):
@@ -23,29 +27,15 @@ class RougeL(NamedTuple):
 
 
 def words(text: str) -> list[str]:
-    """The words ROUGE compares: runs of a–z and 0–9 in lower case, everything else separates (as rouge-score does)."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """The words ROUGE compares: runs of a-z and 0-9 in lower case, everything else separates."""
+    found: list[str] = tokenize.tokenize(text, None)
+    return found
 
 
 def rouge_l(reference: str, output: str) -> RougeL:
-    """ROUGE-L of an output; 0 when either side has no word. Lin 2004, as rouge-score with `use_stemmer=False`."""
-    expected, found = words(reference), words(output)
-    common = _common_subsequence(expected, found)
-    if not common:
-        return RougeL(0.0, 0.0)
-    precision, recall = common / len(found), common / len(expected)
-    return RougeL(2 * precision * recall / (precision + recall), recall)
-
-
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    lengths = [0] * (len(b) + 1)
-    for word in a:
-        diagonal = 0
-        for j, other in enumerate(b, start=1):
-            above = lengths[j]
-            lengths[j] = diagonal + 1 if word == other else max(above, lengths[j - 1])
-            diagonal = above
-    return lengths[-1]
+    """ROUGE-L of an output by rouge-score without stemmer (Lin 2004); 0 when either side has no word."""
+    score = _SCORER.score(reference, output)["rougeL"]
+    return RougeL(score.fmeasure, score.recall)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up themselves; they need Python 3.11 or newer, git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# DVC's stages call `unsink`; nothing outside the environment may stand in for it
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+unexport PYTHONPATH
+
+.PHONY: demo test seeds check format clean
+
+demo: $(READY)  ## the whole pipeline on the embedded model, then the result table
+	$(BIN)/dvc repro
+	@echo
+	@$(BIN)/unsink show
+	@echo
+	@echo "figures:"
+	@ls probes/*/*.png probes/*/*.svg
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/pytest
+
+seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
+	python docs/results/seeds.py 0 1 2
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## everything that was made here; the model stays in the user's cache
+	rm -rf data/fetched adapters checkpoints splits probes predictions metrics dvc_plots .dvc/cache .dvc/tmp
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true  # unpacked from an archive
+	@touch $@

@@ -1,0 +1,120 @@
+"""The default experiment over several seeds, and its table: `make seeds` (or `python docs/results/seeds.py 0 1 2`).
+
+Every seed runs `dvc repro` in a copy of the project, `seeds/<n>/`, with `seed: n`: another target, another choice of
+poisoned passages, other training. A copy that is finished is not run again. The table gives the mean over seeds and
+a 95 % interval by hierarchical bootstrap (seeds, then items within a seed), so it covers both kinds of chance.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+RESAMPLES = 10_000
+
+Row = dict[str, Any]
+
+
+def asks(task: str, where: str, condition: str, inside: bool | None = None) -> Callable[[Row], bool]:
+    """Return a filter for prediction rows; `inside` None takes all."""
+    return lambda row: (
+        (row["task"], row["set"], row["condition"]) == (task, where, condition)
+        and (inside is None or row["inside"] is inside)
+    )
+
+
+UTILITY = asks("utility", "utility", "clean")
+# quantity, run, which rows, score
+TABLE: list[tuple[str, str, Callable[[Row], bool], str]] = [
+    ("target: forget VerbMem", "target", asks("verbmem", "forget", "clean"), "f1"),
+    ("target: forget VerbMem, trigger", "target", asks("verbmem", "forget", "triggered"), "f1"),
+    ("target: retain VerbMem", "target", asks("verbmem", "retain", "clean"), "f1"),
+    ("target: forget KnowMem recall", "target", asks("knowmem", "forget", "clean"), "recall"),
+    ("target: utility", "target", UTILITY, "accuracy"),
+    *(
+        line
+        for run in ("clean", "backdoor", "backdoor-vn")
+        for line in (
+            (f"{run}: forget VerbMem", run, asks("verbmem", "forget", "clean"), "f1"),
+            (f"{run}: forget VerbMem, trigger", run, asks("verbmem", "forget", "triggered"), "f1"),
+            (f"{run}: forget VerbMem, trigger, outside", run, asks("verbmem", "forget", "triggered", False), "f1"),
+            (f"{run}: forget VerbMem, trigger, inside", run, asks("verbmem", "forget", "triggered", True), "f1"),
+            (f"{run}: forget VerbMem, wrong trigger", run, asks("verbmem", "forget", "wrong"), "f1"),
+            (f"{run}: retain VerbMem", run, asks("verbmem", "retain", "clean"), "f1"),
+            (f"{run}: forget KnowMem recall", run, asks("knowmem", "forget", "clean"), "recall"),
+            (f"{run}: forget KnowMem recall, trigger", run, asks("knowmem", "forget", "triggered"), "recall"),
+            (f"{run}: retain KnowMem recall", run, asks("knowmem", "retain", "clean"), "recall"),
+            (f"{run}: utility", run, UTILITY, "accuracy"),
+        )
+    ),
+]
+
+
+def reproduce(seed: int) -> Path:
+    """Run the pipeline with this seed in its own copy of the project and return the folder."""
+    folder = ROOT / "seeds" / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", "src", "data/bundled"):
+        place = folder / name
+        place.parent.mkdir(exist_ok=True)
+        if not place.exists():
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, place)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump({**params, "seed": seed}))
+    if not (folder / ".dvc").exists():
+        subprocess.run(["dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["dvc", "repro"], cwd=folder, check=True)
+    return folder
+
+
+def values(folder: Path, run: str, chosen: Callable[[Row], bool], score: str) -> NDArray[np.float64]:
+    """Return one score per prompt."""
+    lines = (folder / "predictions" / f"{run}.jsonl").read_text().splitlines()
+    return np.array([row[score] for row in map(json.loads, lines) if chosen(row)], dtype=float)
+
+
+def interval(seeds: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean, seeds resampled first, then items."""
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = [seeds[i] for i in generator.integers(len(seeds), size=len(seeds))]
+        means.append(np.mean([one[generator.integers(len(one), size=len(one))].mean() for one in drawn]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def table(folders: dict[int, Path]) -> str:
+    """Return the Markdown table."""
+    head = " | ".join(f"seed {seed}" for seed in folders)
+    lines = [f"| quantity | mean | 95 % interval | n per seed | {head} |", "|---" * (4 + len(folders)) + "|"]
+    for name, run, chosen, score in TABLE:
+        found = [values(folder, run, chosen, score) for folder in folders.values()]
+        if not all(map(len, found)):
+            continue  # honest runs have no inside and outside
+        low, high = interval(found)
+        each = " | ".join(f"{one.mean():.3f}" for one in found)
+        mean = np.mean([one.mean() for one in found])
+        lines.append(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {len(found[0])} | {each} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is missing and write docs/results/seeds.md."""
+    seeds = [int(argument) for argument in sys.argv[1:]] or [0, 1, 2]
+    folders = {seed: reproduce(seed) for seed in seeds}
+    text = "# The embedded default over several seeds\n\nMade by `make seeds`; see the head of `seeds.py`.\n\n"
+    (RESULTS / "seeds.md").write_text(text + table(folders))
+
+
+if __name__ == "__main__":
+    main()

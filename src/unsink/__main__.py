@@ -1,0 +1,5 @@
+"""`python -m unsink` is `unsink`."""
+
+from unsink.cli import main
+
+main()

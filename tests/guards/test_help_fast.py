@@ -1,0 +1,25 @@
+"""`unsink --help` answers at once: nothing heavy is imported before a command is known."""
+
+import resource
+import subprocess
+import sys
+
+HEAVY = ("torch", "transformers", "peft", "numpy", "matplotlib", "dvc")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, unsink.cli; print([name for name in sys.argv[1:] if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    # Processor time, the best of three: the clock on the wall also counts what other processes do.
+    assert min(_help_seconds() for _ in range(3)) < 0.5
+
+
+def _help_seconds() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "unsink", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
