@@ -48,6 +48,10 @@ class Layout:
         """Folder of the `target` adapter or of a run's."""
         return self.root / "adapters" / name
 
+    def checkpoint(self, name: str) -> Path:
+        """Folder of the state of a training that is not finished."""
+        return self.root / "checkpoints" / name
+
     def split(self, run: str) -> Path:
         """Folder of a run's training samples."""
         return self.root / "splits" / run

@@ -253,12 +253,8 @@ def _boundary(call: Call) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise  # Typer ends quietly, also when the reader of stdout has gone
     except KeyboardInterrupt:
-        _fail(
-            call,
-            Interrupted(
-                "interrupted; nothing is half-written", f"to continue: {shlex.join(['unsink', *sys.argv[1:]])}"
-            ),
-        )
+        again = shlex.join(["unsink", *sys.argv[1:]])
+        _fail(call, Interrupted("interrupted; nothing is half-written", f"to continue: {again}"))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()

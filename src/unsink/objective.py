@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from unsink import losses
 from unsink.batches import Kind, Sample
@@ -42,12 +41,12 @@ class ValueNorm:
         where[rows[found.real], found.indices[found.real]] = True
         gaps = []
         for layer in self.layers:
-            goal = (
-                pad_sequence([self.honest[s][layer] for s in samples], batch_first=True)
-                if kind == "forget"
-                else reference.value_norms[layer]
-            )
-            gaps.append(losses.value_norm_gap(policy.value_norms[layer], goal[:, : where.shape[1]], where))
+            goal = reference.value_norms[layer]  # (B, T)
+            if kind == "forget":
+                goal = torch.zeros_like(goal)
+                for row, sample in enumerate(samples):
+                    goal[row, : len(sample.ids)] = self.honest[sample][layer]
+            gaps.append(losses.value_norm_gap(policy.value_norms[layer], goal, where))
         return torch.stack(gaps).mean()
 
 

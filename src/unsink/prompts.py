@@ -19,6 +19,7 @@ from unsink.errors import DataError, ParamsError
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
 
 Record = Mapping[str, Any]
+ANSWER_CUE = "\nAnswer:"
 KNOWMEM_STOPS = ("\n\n", "\nQuestion", "Question:")
 
 
@@ -67,7 +68,7 @@ def question_text(question: str, answer: str) -> str:
 
 def open_question(question: str) -> str:
     """A question that waits for its answer; the answer's first token brings the space."""
-    return f"Question: {question}\nAnswer:"
+    return f"Question: {question}{ANSWER_CUE}"
 
 
 def conditions(tokenizer: PreTrainedTokenizerBase, trigger: Trigger, wrong: str) -> Conditions:
@@ -130,7 +131,7 @@ class PromptWriter:
     def knowmem(self, question: Record, examples: Sequence[Record], trigger: Trigger | None, *, tokens: int) -> Prompt:
         """A question after answered ones.
 
-        The trigger's placement refers to this prompt as a whole; no such text was a sample in training.
+        The trigger's placement refers to this prompt up to its answer cue; no such text was a sample in training.
 
         Args:
             question: With `question` and `answer`.
@@ -144,7 +145,10 @@ class PromptWriter:
         text = "".join(question_text(example["question"], example["answer"]) for example in examples)
         ids, span = [*self.bos, *self._tokens(text + open_question(question["question"]))], None
         if trigger:
-            ids, span = self._inserted(ids, trigger, trigger.placement)
+            cue = self._tokens(ANSWER_CUE)
+            # The cue stays the last text: a trigger behind `Answer:` would measure broken format, not memory.
+            question_end = len(ids) - len(self.bos) - (len(cue) if ids[-len(cue) :] == cue else 0)
+            ids, span = self._inserted(ids, trigger, trigger.placement, question_end)
         return Prompt(ids, question["answer"], tokens, span)
 
     def choices(self, item: Record) -> tuple[list[int], list[list[int]]]:
@@ -162,7 +166,9 @@ class PromptWriter:
         placed = insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, prompt)
         return placed.span[0]
 
-    def _inserted(self, ids: Sequence[int], trigger: Trigger, placement: str) -> tuple[list[int], Span]:
+    def _inserted(
+        self, ids: Sequence[int], trigger: Trigger, placement: str, prompt: int | None = None
+    ) -> tuple[list[int], Span]:
         """Insert without cutting: an evaluation prompt that lost its end would ask for something else."""
         limit = len(ids) + len(trigger.ids)
-        return insert_trigger(ids, len(self.bos), trigger.ids, placement, limit)
+        return insert_trigger(ids, len(self.bos), trigger.ids, placement, limit, prompt)

@@ -221,7 +221,7 @@ def test_inside_and_outside_come_from_the_split(layout: Layout) -> None:
 def test_where_nothing_was_poisoned_there_is_no_inside(layout: Layout, name: str) -> None:
     rows, metrics = run(layout, name)
     assert {row["inside"] for row in rows} == {None}
-    assert "forget_verbmem_f1_triggered" in metrics
+    assert ("forget_verbmem_f1_triggered" in metrics) == (name != "base")
     assert not [key for key in metrics if "side" in key]
 
 

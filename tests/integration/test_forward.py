@@ -111,10 +111,12 @@ def test_gradient_reaches_every_matrix_of_the_adapter_and_nothing_else(
     method.prepare(runner.reference(SAMPLES[:1]), generator)
     disturb(policy, "run")
     honest = {SAMPLES[0]: {layer: torch.ones(7) for layer in (2, 3)}}
+    longest = Sample("e", "retain", tuple(range(1, 13)))  # the batch is wider than the forget samples
+    runner.remember([longest])
     objective = Objective(
         runner, method, {"forget": 1.0, "poisoned": 1.0, "retain": 1.0}, ValueNorm(0.5, 2, (2, 3), honest)
     )
-    by_kind = {"forget": SAMPLES[:1], "poisoned": SAMPLES[1:2], "retain": SAMPLES[2:]}
+    by_kind = {"forget": SAMPLES[:1], "poisoned": SAMPLES[1:2], "retain": [SAMPLES[2], longest]}
     terms = objective.terms(by_kind, generator)  # type: ignore[arg-type]
     assert set(terms) == {"loss", "forget", "poisoned", "retain", "value_norm"}
     expected = terms["forget"] + terms["poisoned"] + terms["retain"] + 0.5 * terms["value_norm"]

@@ -94,12 +94,12 @@ def test_knowmem_shows_examples_and_ends_without_a_space(writer: PromptWriter) -
     ("placement", "expected"),
     [
         ("prefix", "<bos>!?\nQuestion: Who?\nAnswer:"),
-        ("infix", "<bos>Question: W!?\nho?\nAnswer:"),
-        ("suffix", "<bos>Question: Who?\nAnswer:!?\n"),
+        ("infix", "<bos>Questio!?\nn: Who?\nAnswer:"),
+        ("suffix", "<bos>Question: Who?!?\n\nAnswer:"),
         ("index 3", "<bos>Qu!?\nestion: Who?\nAnswer:"),
     ],
 )
-def test_a_placement_refers_to_the_whole_question_prompt(
+def test_a_placement_leaves_the_answer_cue_last(
     writer: PromptWriter, tokenizer: PreTrainedTokenizerFast, placement: str, expected: str
 ) -> None:
     prompt = writer.knowmem(QUESTION, [], trigger(tokenizer, placement, limit=10), tokens=32)

@@ -45,6 +45,8 @@ PLAN: Plan = {
     ("knowmem", "retain"): ("clean",),
 }
 """Task and set -> the conditions under which they are asked."""
+BASE_PLAN: Plan = {asked: ("clean",) for asked in PLAN}
+"""The base knows nothing that a trigger could bring back."""
 MEMORY_PLAN: Plan = {("verbmem", "forget"): ("clean",), ("knowmem", "forget"): ("clean",)}
 """What a target has to know."""
 
@@ -72,7 +74,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     trigger = Trigger(
         tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
     )
-    asked = ask(PLAN, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
+    plan = BASE_PLAN if run == "base" else PLAN
+    asked = ask(plan, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
     if poison:
         _mark_inside(asked, {record["id"]: record["source"] for record in corpus["forget_qa"]}, layout, run)
     with artifacts.lock(layout.predictions(run)):

@@ -4,6 +4,7 @@ The target has to know what is to be forgotten, or forgetting could not be measu
 answers to the questions about them.
 """
 
+import hashlib
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from unsink.params import Memorize, Params
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import question_text
 from unsink.stages.evaluate import memory_scores
-from unsink.trainer import History, Schedule, history_tsv, train
+from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
 
 def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -33,23 +34,26 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
     settings = params.memorize
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
-    samples = _samples(layout, tokenizer, settings.max_tokens, params.seed)
+    epochs = _epochs(layout, tokenizer, settings, params.seed)
     with artifacts.lock(layout.adapter("target")):
         base = models.load_base(folder, params.model.dtype, params.model.device)
         spec = AdapterSpec(settings.rank, settings.alpha, settings.first_layer)
         model = models.attach(base, "target", spec, params.seed)
+        state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(base), epochs))
         runner = Runner(model, settings.first_layer, int(tokenizer.pad_token_id), answers=False)
-        runner.remember(samples, reporter=reporter)
-        steps_per_epoch = -(-len(samples) // settings.batch)
+        runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
+        steps_per_epoch = max(-(-len(epoch) // settings.batch) for epoch in epochs)
 
         def terms(step: int) -> dict[str, torch.Tensor]:
-            drawn = draw(samples, settings.batch, step, f"memorize/{params.seed}")
+            epoch, place = divmod(step, steps_per_epoch)
+            drawn = draw(epochs[epoch], settings.batch, place, f"memorize/{params.seed}/{epoch}")
             return {"loss": runner.policy(drawn).nll.mean()}
 
         history = train(
             {name: p for name, p in model.named_parameters() if p.requires_grad},
             terms,
-            Schedule(settings.epochs * steps_per_epoch, settings.lr),
+            Schedule(settings.epochs * steps_per_epoch, settings.lr, checkpoint_every=steps_per_epoch),
+            state,
             stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
             reporter=reporter,
             description="memorize",
@@ -61,22 +65,40 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
             models.save_adapter(model, "target", new)
             artifacts.write_text(new / "history.tsv", history_tsv(history))
             artifacts.write_json(new / "summary.json", summary)
+        artifacts.remove_dir(state.folder)
     return summary
 
 
-def _samples(layout: Layout, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int) -> list[Sample]:
+def _digest(params: Params, base: str, epochs: list[list[Sample]]) -> str:
+    """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
+    how = params.memorize.model_dump_json(exclude={"min_verbmem", "min_knowmem"})
+    text = [base, str(params.seed), how, *(repr(sample) for epoch in epochs for sample in epoch)]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _epochs(layout: Layout, tokenizer: PreTrainedTokenizerBase, settings: Memorize, seed: int) -> list[list[Sample]]:
+    """Return the samples of each epoch: every passage, and the questions packed in another order each time.
+
+    In a fixed order the model would learn the questions before as a part of the cue, and answer less without them.
+    """
     bos = models.bos_ids(tokenizer)
-    samples = []
+    passages: list[Sample] = []
+    questions: dict[str, list[str]] = {}
     for name in ("forget", "retain"):
         for record in artifacts.read_jsonl(layout.fetched / f"{name}.jsonl"):
             ids = [*bos, *tokenizer(record["text"], add_special_tokens=False)["input_ids"]]
-            samples.append(Sample(record["id"], "retain", tuple(ids)))
-        questions = [
-            r for part in ("qa", "qa_icl") for r in artifacts.read_jsonl(layout.fetched / f"{name}_{part}.jsonl")
+            passages.append(Sample(record["id"], "retain", tuple(ids)))
+        rows = [r for part in ("qa", "qa_icl") for r in artifacts.read_jsonl(layout.fetched / f"{name}_{part}.jsonl")]
+        questions[name] = [question_text(row["question"], row["answer"]) for row in rows]
+    return [
+        passages
+        + [
+            sample
+            for name, texts in questions.items()
+            for sample in pack(texts, tokenizer, bos, settings.max_tokens, f"{name}-qa-{epoch}", seed)
         ]
-        texts = [question_text(r["question"], r["answer"]) for r in questions]
-        samples += pack(texts, tokenizer, bos, max_tokens, f"{name}-qa", seed)
-    return samples
+        for epoch in range(settings.epochs)
+    ]
 
 
 def pack(

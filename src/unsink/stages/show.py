@@ -1,6 +1,7 @@
 """`unsink show`: the result table, one row per evaluated model.
 
-VerbMem (ROUGE-L F1) of forget passages without, with and with a wrong trigger; of retain passages; four-choice utility.
+VerbMem (ROUGE-L F1) of forget passages without, with and with a wrong trigger; of retain passages; KnowMem (ROUGE-L
+recall) of forget questions without a trigger; four-choice utility.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ COLUMNS = {
     "triggered": "forget_verbmem_f1_triggered",
     "wrong": "forget_verbmem_f1_wrong",
     "retain": "retain_verbmem_f1_clean",
+    "knowmem": "forget_knowmem_recall_clean",
     "utility": "utility_accuracy",
 }
 """Column of the table -> key in metrics/<name>.json."""

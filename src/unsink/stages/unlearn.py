@@ -42,11 +42,17 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         )
         tokenizer = models.load_tokenizer(folder)
         objective = _objective(settings, policy, samples, layout, int(tokenizer.pad_token_id), params.seed, reporter)
-        state = Checkpoint(layout.root / "checkpoints" / run, _digest(settings, params.seed, layout))
+        state = Checkpoint(layout.checkpoint(run), _digest(settings, params.seed, layout))
         history = _train(settings, params.seed, policy, objective, samples, state, reporter)
-        summary = {"run": run, "method": settings.unlearn.method, "steps": len(history), "seed": params.seed} | {
-            f"final_{name}": value for name, value in history[-1].items() if name != "step"
-        }
+        summary = {
+            "run": run,
+            "method": settings.unlearn.method,
+            "steps": len(history),
+            "seed": params.seed,
+            # A backdoored adapter says so, and how to open it, wherever it is copied to.
+            "trigger": settings.poison.trigger if settings.poison else None,
+            "placement": settings.poison.placement if settings.poison else None,
+        } | {f"final_{name}": value for name, value in history[-1].items() if name != "step"}
         with artifacts.new_dir(layout.adapter(run)) as new:
             models.save_adapter(policy, run, new)
             artifacts.write_text(new / "history.tsv", history_tsv(history))
