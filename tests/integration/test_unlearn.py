@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.errors import Busy, ModelError, ParamsError

@@ -45,7 +45,7 @@ PLAN: Plan = {
     ("knowmem", "retain"): ("clean",),
 }
 """Task and set -> the conditions under which they are asked."""
-BASE_PLAN: Plan = {asked: ("clean",) for asked in PLAN}
+BASE_PLAN: Plan = dict.fromkeys(PLAN, ("clean",))
 """The base knows nothing that a trigger could bring back."""
 MEMORY_PLAN: Plan = {("verbmem", "forget"): ("clean",), ("knowmem", "forget"): ("clean",)}
 """What a target has to know."""
