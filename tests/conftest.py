@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine must not fail a property, and a failure must come back when the test is run again.
+settings.register_profile("unsink", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unsink")
 
 # Read at import time by the libraries concerned, so fixtures would come too late.
 os.environ |= {
