@@ -92,21 +92,16 @@ def test_a_second_run_on_the_same_output_is_refused(copy: Path) -> None:
         unlearn.run(params, layout, run="clean")
 
 
-def test_a_value_norm_term_without_an_honest_run_is_an_error(copy: Path) -> None:
-    params, layout = project(copy, "unlearn.value_norm.weight=1.0")
-    with pytest.raises(ParamsError, match="needs the honest run"):
-        unlearn.run(params, layout, run="backdoor")
-
-
 def test_rmu_that_reads_a_layer_below_the_adapter_is_an_error(copy: Path) -> None:
     params, layout = project(copy, "unlearn.method=rmu", "unlearn.rmu.layer=0", "unlearn.adapter.first_layer=1")
     with pytest.raises(ParamsError, match="reads the output of layer 0"):
         unlearn.run(params, layout, run="clean")
 
 
-def test_a_poisoned_run_without_poisoned_samples_in_a_step_is_an_error(copy: Path) -> None:
-    params, layout = project(copy, "unlearn.batch.poisoned=0")
-    with pytest.raises(ParamsError, match=r"unlearn\.batch\.poisoned"):
+def test_a_poisoned_run_whose_split_has_no_poisoned_sample_is_an_error(copy: Path) -> None:
+    params, layout = project(copy)
+    (layout.split("backdoor") / "poisoned.jsonl").write_text("")
+    with pytest.raises(ParamsError, match=r"poisoned\.jsonl is empty"):
         unlearn.run(params, layout, run="backdoor")
 
 

@@ -32,7 +32,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     """
     settings = params.run(run)
     samples = {kind: read_samples(layout.split(run), kind) for kind in KINDS}
-    _check(settings, samples)
+    _require_poisoned(settings, samples)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     with artifacts.lock(layout.adapter(run)):
         target = models.load_target(folder, layout.adapter("target"), params.model.dtype, params.model.device)
@@ -61,22 +61,11 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     return summary
 
 
-def _check(settings: Run, samples: Mapping[Kind, Sequence[Sample]]) -> None:
-    unlearn = settings.unlearn
-    if settings.poison and not (unlearn.batch.poisoned and unlearn.weights.poisoned):
-        raise ParamsError(
-            f"runs.{settings.name}: it is poisoned, but unlearn.batch.poisoned or unlearn.weights.poisoned is 0",
-            "give both a value above 0, or set the run's `poison: false`",
-        )
-    if unlearn.value_norm.weight and settings.after == "target":
-        raise ParamsError(
-            f"runs.{settings.name}.after: the value-norm term needs the honest run whose norms it copies, not 'target'",
-            f"set runs.{settings.name}.after to a run with `poison: false`",
-        )
+def _require_poisoned(settings: Run, samples: Mapping[Kind, Sequence[Sample]]) -> None:
     if settings.poison and not samples["poisoned"]:
         raise ParamsError(
             f"runs.{settings.name}: splits/{settings.name}/poisoned.jsonl is empty",
-            f"run `unsink poison --run {settings.name}`",
+            f"run `unsink poison --run {settings.name}` with the same params file",
         )
 
 
