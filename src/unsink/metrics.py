@@ -62,7 +62,7 @@ def metrics_from_predictions(
         rows: The predictions of one model.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
-        target: The target's predictions. With them comes `<set>_<task>_<score>_recovery[_outside]`, where the target
+        target: The target's predictions. With them comes `forget_<task>_<score>_recovery[_outside]`, where the target
             answered the very same prompts and something was forgotten. Only what comes back outside the poisoned
             samples is called recovery.
     """
@@ -74,7 +74,7 @@ def metrics_from_predictions(
             name = f"{task}_{score}" if task == "utility" else f"{where}_{task}_{score}_{condition}"
             for part, chosen in _parts(members):
                 found[name + part] = bootstrap_mean([row[score] for row in chosen], resamples=resamples, seed=seed)
-        if condition == "triggered":
+        if (where, condition) == ("forget", "triggered"):
             part, outside = list(_parts(members))[-1]
             triples = [] if part == "_inside" else _triples(outside, groups[where, task, "clean"], answers)
             for score in SCORES[task] if triples else ():
