@@ -42,13 +42,13 @@ def copy(learned: Path, tmp_path: Path) -> Path:
 
 
 def test_honest_unlearning_forgets_what_the_target_knew_and_keeps_the_rest(copy: Path) -> None:
-    params, layout = project(copy)
+    params, layout = project(copy, "unlearn.weights.retain=4.0")
     before = evaluate.run(params, layout, run="target")
     unlearn.run(params, layout, run="clean")
     after = evaluate.run(params, layout, run="clean")
     assert before["forget_verbmem_f1_clean"] >= 0.95
     assert after["forget_verbmem_f1_clean"] < before["forget_verbmem_f1_clean"] - 0.3
-    assert after["retain_verbmem_f1_clean"] > before["retain_verbmem_f1_clean"] - 0.25
+    assert after["retain_verbmem_f1_clean"] > before["retain_verbmem_f1_clean"] - 0.1
 
 
 def test_the_same_seed_gives_the_same_bytes(copy: Path) -> None:
