@@ -464,6 +464,8 @@ def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[
         yield from _model_problems(Poison, poison, (*where, "poison"))
         if _mapping(unlearn.get("batch")).get("poisoned") == 0:
             yield _Problem((*where, "poison"), "unlearn.batch.poisoned is 0, so no poisoned sample is ever seen")
+        if _mapping(unlearn.get("weights")).get("poisoned") == 0:
+            yield _Problem((*where, "poison"), "unlearn.weights.poisoned is 0, so poisoned samples teach nothing")
         if poison.get("trigger") == sections["evaluate"].get("wrong_trigger"):
             yield _Problem((*where, "poison", "trigger"), "the same as evaluate.wrong_trigger, which is its control")
     yield from _model_problems(Unlearn, unlearn, (*where, "unlearn"))
