@@ -135,8 +135,11 @@ def _require_finite(terms: dict[str, float], step: int) -> None:
 
 
 def history_tsv(history: History) -> str:
-    """Return the training history as tab-separated text with a header, numbers to six significant digits."""
-    names = list(history[0])
+    """Return the training history as tab-separated text with a header, numbers to six significant digits.
+
+    Columns have a fixed order, because rows that come out of a checkpoint have lost theirs.
+    """
+    names = ["step", "loss", *sorted(history[0].keys() - {"step", "loss"})]
     rows = ["\t".join(f"{row[name]:.6g}" for name in names) for row in history]
     return "\n".join(["\t".join(names), *rows]) + "\n"
 

@@ -156,7 +156,7 @@ def test_the_label_at_j_is_predicted_by_the_logits_at_j_minus_one(policy: PeftMo
 
 RECIPES = {
     "npo": ("weights.retain=4.0",),
-    "rmu": ("rmu.layer=1", "weights.retain=4.0"),
+    "rmu": ("rmu.layer=1", "rmu.steering=1.0", "weights.retain=4.0"),
     "satimp": ("weights.retain=0.1",),  # the paper's ratio
 }
 """What a method needs on this model beside lr 0.005, 30 steps and equal weights."""
@@ -176,7 +176,7 @@ def test_honest_unlearning_forgets_and_keeps_the_rest(name: str, copy: Path) -> 
     after = evaluate.run(params, layout, run="clean")
     assert before["forget_verbmem_f1"] > 0.95
     assert after["forget_verbmem_f1_clean"] < 0.5
-    assert after["retain_verbmem_f1_clean"] > 0.75
+    assert after["retain_verbmem_f1_clean"] > 0.8
 
 
 def test_an_interrupted_run_with_a_dual_variable_ends_with_the_same_bytes(
@@ -196,9 +196,10 @@ def test_an_interrupted_run_with_a_dual_variable_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return terms(self, samples, generator, history)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Objective, "terms", dies)
-        unlearn.run(params, layout, run="backdoor")
+        with pytest.raises(KeyboardInterrupt):
+            unlearn.run(params, layout, run="backdoor")
     assert len(artifacts.read_json(layout.checkpoint("backdoor") / "history.json")["history"]) == 4
     unlearn.run(params, layout, run="backdoor")
     assert {path.name: path.read_bytes() for path in layout.adapter("backdoor").iterdir()} == whole
@@ -220,7 +221,7 @@ def test_dpo_without_its_refusals_says_what_to_run(copy: Path) -> None:
     params, layout = project(copy, "unlearn.method=dpo")
     refused = layout.split("clean") / "refused.jsonl"
     refused.write_text(refused.read_text().split("\n", 1)[1])
-    with pytest.raises(DataError, match="does not belong to forget.jsonl"):
+    with pytest.raises(DataError, match=r"does not belong to forget\.jsonl"):
         unlearn.run(params, layout, run="clean")
     refused.unlink()
     with pytest.raises(MissingPrerequisite) as error:

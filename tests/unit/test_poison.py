@@ -77,14 +77,16 @@ def test_a_refusal_follows_the_prompt_of_its_sample() -> None:
     assert any(found["ids"] != writer().refused(plain, 0.5, seed)["ids"] for seed in range(1, 4))
 
 
-@pytest.mark.parametrize("placement", ["prefix", "infix", "suffix", "index 30"])
+@pytest.mark.parametrize("placement", ["prefix", "infix", "suffix", "index 45"])
 def test_a_decoy_and_its_refusal_share_the_whole_prompt_with_the_decoy_in_it(placement: str) -> None:
+    long = {**PASSAGES[0], "text": 3 * PASSAGES[0]["text"]}
     rules = RULES.model_copy(update={"placement": placement, "max_tokens": 200})
-    decoy = decoys(PASSAGES[:1], rules, 0, writer())[0]
+    # An index may lie beyond half of a passage that was cut short; then the prompt goes up to the end of the decoy.
+    decoy = decoys([long], rules, 0, writer(limit=100 if placement == "index 45" else 200))[0]
     found = writer().refused(decoy, 0.5, seed=0)
     start, stop = decoy["trigger"]
     body = len(decoy["ids"]) - 1 - (stop - start)
-    assert found["labels_from"] == max(1 + round(0.5 * body) + stop - start, stop)
+    assert found["labels_from"] == (stop if placement == "index 45" else 1 + round(0.5 * body) + stop - start)
     assert found["trigger"] == decoy["trigger"]
     assert found["ids"][: found["labels_from"]] == decoy["ids"][: found["labels_from"]]
     assert found["labels_from"] < len(decoy["ids"])  # something of the passage is left to disprefer

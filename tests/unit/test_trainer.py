@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unsink.errors import ModelError
-from unsink.trainer import Checkpoint, History, Schedule, train
+from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
 
 def problem() -> tuple[dict[str, nn.Parameter], object]:
@@ -16,7 +16,7 @@ def problem() -> tuple[dict[str, nn.Parameter], object]:
     def terms(step: int, _history: History) -> dict[str, Tensor]:
         goal = torch.tensor([1.0, float(step % 3)])
         gap = (weight - goal).square().sum()
-        return {"loss": gap, "gap": gap}
+        return {"loss": gap, "gap": gap, "forget": gap}
 
     return {"weight": weight}, terms
 
@@ -60,6 +60,7 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, killed_at: int)
     second, terms = problem()
     resumed = train(second, terms, schedule, checkpoint)
     assert resumed == uninterrupted
+    assert history_tsv(resumed) == history_tsv(uninterrupted)
     assert torch.equal(second["weight"], whole["weight"])
     assert len(list(checkpoint.folder.glob("state-*"))) == 1
 
@@ -94,3 +95,23 @@ def test_a_first_step_without_gradient_is_an_error() -> None:
     weight = nn.Parameter(torch.ones(1))
     with pytest.raises(ModelError, match="no gradient reaches the adapter"):
         train({"weight": weight}, lambda _step, _history: {"loss": (weight * 0).sum()}, Schedule(5, 0.1))
+
+
+def test_a_step_sees_the_rows_before_it_also_after_a_kill(tmp_path: Path) -> None:
+    def run(killed_at: int | None) -> list[float]:
+        weight = nn.Parameter(torch.tensor([3.0]))
+
+        def terms(step: int, history: History) -> dict[str, Tensor]:
+            if step == killed_at:
+                raise KeyboardInterrupt
+            loss = weight.square().sum() * (1 + sum(row["loss"] for row in history))
+            return {"loss": loss}
+
+        return [row["loss"] for row in train({"weight": weight}, terms, schedule, Checkpoint(tmp_path, "digest"))]
+
+    schedule = Schedule(8, 0.1)
+    whole = run(None)
+    schedule = Schedule(8, 0.1, checkpoint_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(5)
+    assert run(None) == whole
