@@ -54,7 +54,8 @@ class Method(LogitMethod[Options]):
                 return losses.preference(policy.nll - reference.nll, beta) * beta / 2
             case _:
                 groups = windows(policy.rows, self.options.window, generator)
-                return losses.preference(losses.grouped_sum(policy.nll - reference.nll, groups), beta)
+                margin = losses.grouped_sum(policy.nll, groups) - losses.grouped_sum(reference.nll, groups)
+                return losses.preference(margin, beta)
 
 
 def windows(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
