@@ -80,8 +80,9 @@ def compare(first: Path, second: Path, *, reporter: Reporter = SILENT) -> dict[s
     numbers = []
     with reporter.task("comparing", len(both)) as advance:
         for name in both:
-            gap = {"name": name, "first": ours[name], "second": theirs[name], "difference": ours[name] - theirs[name]}
-            numbers.append({**gap, **_interval(pairs.get(name), gap["difference"])})
+            gap = ours[name] - theirs[name]
+            known = {"name": name, "first": ours[name], "second": theirs[name], "difference": gap}
+            numbers.append({**known, **_interval(pairs.get(name), gap)})
             advance(1)
     return {
         "settings": _changed(settings, names),
