@@ -1,6 +1,7 @@
 """DVC does not follow imports: dvc.yaml has to name every source file that can change what a stage writes."""
 
 import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from guards.source import PACKAGE, ROOT, stage_deps
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 
 
 def definition(name: str) -> dict[str, Any]:
@@ -39,6 +42,18 @@ def test_every_section_that_a_stage_reads_is_a_param(name: str) -> None:
     per_run = "foreach" in PIPELINE[name]
     wanted = read - {"run", "runs"} | ({"runs"} if per_run else set())
     assert listed >= wanted, f"stages.{name}.params: add {sorted(wanted - listed)}"
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_every_params_file_has_the_keys_that_dvc_asks_for(path: Path) -> None:
+    params = yaml.safe_load(path.read_text())
+    keys = {key for name in PIPELINE for key in definition(name)["params"] if "$" not in key}
+    missing = [key for key in sorted(keys) if not has(params, key.split("."))]
+    assert not missing, f"{path.name}: DVC reads {missing}, and stops where a key is left to its default"
+
+
+def has(section: Any, key: list[str]) -> bool:
+    return not key or (isinstance(section, dict) and key[0] in section and has(section[key[0]], key[1:]))
 
 
 @pytest.mark.parametrize("name", PIPELINE)
