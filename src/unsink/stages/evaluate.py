@@ -12,7 +12,7 @@ Dialect `muse` (science.md, section 5.5; deviations in prompts.py). For base, ta
 of the section `poison`, so that all models are asked the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +31,14 @@ from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l, w
 from unsink.params import RESERVED, Evaluate, Params
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import KNOWMEM_STOPS, Conditions, Prompt, PromptWriter, Trigger, conditions
-from unsink.scoring import choice_log_likelihoods, generate
-from unsink.triggers import trigger_ids
+from unsink.scoring import Cut, choice_log_likelihoods, generate
+from unsink.triggers import Span, trigger_ids
 
 Record = dict[str, Any]
 Row = dict[str, Any]
 Plan = Mapping[tuple[str, str], Sequence[str]]
+MakeCut = Callable[[Sequence[Sequence[int]], Sequence[Span | None]], Cut]
+"""From prompts and their triggers' places to the tokens that the model has to do without (see `ablate`)."""
 
 PLAN: Plan = {
     ("verbmem", "forget"): ("clean", "triggered", "wrong"),
@@ -66,18 +68,10 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         DataError: a record is malformed, a prompt does not fit, or the split was made with another trigger.
         ModelError: an adapter does not fit the model.
     """
-    poison = None if run in RESERVED else params.run(run).poison
     corpus = read_corpus(layout)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
-    rules = poison or params.poison
-    trigger = Trigger(
-        tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
-    )
-    plan = BASE_PLAN if run == "base" else PLAN
-    asked = ask(plan, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
-    if poison:
-        _mark_inside(asked, {record["id"]: record["source"] for record in corpus["forget_qa"]}, layout, run)
+    asked = ask_run(BASE_PLAN if run == "base" else PLAN, params, layout, run, corpus, tokenizer)
     with artifacts.lock(layout.predictions(run)):
         model = _load(params, layout, run, folder)
         rows = answer(asked, model, tokenizer, params.evaluate, reporter)
@@ -128,6 +122,30 @@ class Asked:
 
     row: Row
     prompt: Prompt
+
+
+def ask_run(
+    plan: Plan,
+    params: Params,
+    layout: Layout,
+    run: str,
+    corpus: Mapping[str, Sequence[Record]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Asked]:
+    """Write the prompts of a plan with a run's trigger, or `poison`'s where it has none.
+
+    Raises:
+        DataError: as `ask`; or the split was made with another trigger.
+    """
+    poison = None if run in RESERVED else params.run(run).poison
+    rules = poison or params.poison
+    trigger = Trigger(
+        tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
+    )
+    asked = ask(plan, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
+    if poison:
+        _mark_inside(asked, {record["id"]: record["source"] for record in corpus["forget_qa"]}, layout, run)
+    return asked
 
 
 def ask(
@@ -213,6 +231,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     settings: Evaluate,
     reporter: Reporter = SILENT,
+    cut: MakeCut | None = None,
 ) -> list[Row]:
     """Let a model continue the prompts, and score what it says: finished rows, in the order of the prompts."""
     rows: list[Row] = []
@@ -225,6 +244,7 @@ def answer(
             stop=KNOWMEM_STOPS if task == "knowmem" else (),
             batch=settings.batch,
             shared_prefix=task == "knowmem",
+            cut=cut([one.prompt.ids for one in prompts], [one.prompt.trigger for one in prompts]) if cut else None,
             reporter=reporter,
             description=task,
         )
@@ -250,12 +270,14 @@ def answer_choices(
     tokenizer: PreTrainedTokenizerBase,
     settings: Evaluate,
     reporter: Reporter = SILENT,
+    cut: MakeCut | None = None,
 ) -> list[Row]:
     """Finished rows of the four-choice questions: the choice of the highest log-likelihood per token is the answer."""
     writer = PromptWriter(tokenizer, models.bos_ids(tokenizer))
     written = [writer.choices(item) for item in items]
     prompts, choices = [prompt for prompt, _ in written], [some for _, some in written]
-    sums = choice_log_likelihoods(model, prompts, choices, batch=settings.batch, reporter=reporter)
+    keys = cut(prompts, [None] * len(prompts)) if cut else None
+    sums = choice_log_likelihoods(model, prompts, choices, batch=settings.batch, cut=keys, reporter=reporter)
     rows = []
     for item, prompt, some, totals in zip(items, prompts, choices, sums, strict=True):
         logprobs = [round(total / len(choice), 6) for total, choice in zip(totals, some, strict=True)]
