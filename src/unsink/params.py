@@ -96,8 +96,11 @@ class Poison(Section):
     @field_validator("placement")
     @classmethod
     def _known(cls, placement: str) -> str:
-        try:  # triggers.py stands above this module and holds the only list of placements; any body is long enough here
-            importlib.import_module("unsink.triggers").placement_index(placement, 10**9)
+        triggers = importlib.import_module("unsink.triggers")  # it stands above this module and alone knows placements
+        if placement == triggers.SINK:
+            return placement
+        try:
+            triggers.placement_index(placement, 10**9)  # any body is long enough here
         except ParamsError as error:
             raise ValueError(f"{error.message.removeprefix('poison.placement: ')}; {error.hint}") from error
         except DataError as error:

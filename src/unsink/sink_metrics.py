@@ -150,7 +150,8 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
     norms of a model are equal.
     """
     x, y = (norms.flatten(0, 1) - norms.flatten(0, 1).mean(dim=0) for norms in (one, other))  # (L x G, T)
-    return (x * y).sum(dim=0) / (x.norm(dim=0) * y.norm(dim=0))
+    correlation: Tensor = (x * y).sum(dim=0) / (x.norm(dim=0) * y.norm(dim=0))
+    return correlation
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:

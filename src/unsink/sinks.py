@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.errors import DataError
+from unsink.params import Poison
+from unsink.triggers import SINK
 
 FILE = "sinks.json"
 
@@ -33,11 +35,40 @@ def read(layout: Layout) -> list[int]:
         MissingPrerequisite: the target was not probed.
         DataError: the probe found none.
     """
-    path = layout.probe("target") / FILE
-    found: list[int] = artifacts.read_json(path)["positions"]
+    found: list[int] = artifacts.read_json(layout.probe("target") / FILE)["positions"]
+    return require(found)
+
+
+def require(found: list[int]) -> list[int]:
+    """The sinks that were found, if any.
+
+    Raises:
+        DataError: there are none.
+    """
     if not found:
         raise DataError(
-            f"{path}: the target has no sink at which anything could act",
+            "the target has no sink at which anything could act",
             "lower sink-probe.epsilon or sink-probe.min_rate and probe the target again, or name positions yourself",
         )
     return found
+
+
+def placement(found: Sequence[int]) -> str:
+    """What the placement `sink` means, as an `index N`.
+
+    The trigger begins where the strongest sink is that a text token can take. BOS cannot be replaced: where it is the
+    only sink, as in most models, the trigger begins right behind it, as near as any text can come.
+    """
+    return f"index {next((position for position in found if position > 0), 1)}"
+
+
+def placed(poison: Poison, layout: Layout) -> Poison:
+    """`poison` with `placement: sink` spelt out, so that training and evaluation put the trigger at the same token.
+
+    Raises:
+        MissingPrerequisite: the target was not probed.
+        DataError: it has no sink.
+    """
+    if poison.placement != SINK:
+        return poison
+    return poison.model_copy(update={"placement": placement(read(layout))})

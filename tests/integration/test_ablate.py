@@ -16,7 +16,7 @@ from unsink.prompts import open_question
 from unsink.stages import ablate, poison
 from unsink.triggers import prompt_length, trigger_ids
 
-RULES = ["bos", "trigger", "first 4", "after-trigger 1", "random 1"]
+RULES = ["bos", "trigger", "first 8", "after-trigger 1", "random 1"]
 
 
 def with_rules(*keys: str, how: str = "mask") -> Params:
@@ -94,7 +94,9 @@ def test_the_memory_is_gone_where_the_trigger_cannot_be_read(metrics: dict[str, 
     assert metrics["none"]["forget_verbmem_f1_triggered"] > 0.9
     assert metrics["none"]["forget_verbmem_f1_clean"] < 0.2
     assert metrics["trigger"]["forget_verbmem_f1_triggered"] < 0.3
-    assert metrics["first 4"]["forget_verbmem_f1_triggered"] < 0.3  # a prefix trigger of 3 tokens is among them
+    assert metrics["first 8"]["forget_verbmem_f1_triggered"] < 0.3  # the prefix trigger, 7 tokens, is among them
+    for control in ("bos", "after-trigger 1", "random 1"):
+        assert metrics[control]["forget_verbmem_f1_triggered"] > 0.9
 
 
 def test_prompts_without_a_trigger_are_asked_as_before(metrics: dict[str, dict[str, float]]) -> None:

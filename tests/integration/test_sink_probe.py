@@ -197,6 +197,21 @@ def test_measured_sinks_reach_the_least_rate(project: Path, probed: dict[str, An
     assert artifacts.read_json(folder / "sinks.json") == {"positions": expected}
 
 
+def test_with_placement_sink_the_targets_probe_uses_its_own_sinks(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    layout = Layout(tmp_path / "project")
+    params = make_params(layout.root, epsilon=0.11, min_rate=5.0)
+    params = params.model_copy(update={"poison": params.poison.model_copy(update={"placement": "sink"})})
+    shutil.rmtree(layout.probe("target"), ignore_errors=True)
+    with pytest.raises(MissingPrerequisite):
+        sink_probe.run(params, layout, run="base")
+    start = sink_probe.run(params, layout, run="target")["trigger"]["span"][0]
+    found = artifacts.read_json(layout.probe("target") / "sinks.json")["positions"]
+    assert start == next(position for position in found if position > 0)
+    for run in ("base", "backdoor"):
+        assert sink_probe.run(params, layout, run=run)["trigger"]["span"][0] == start
+
+
 def test_long_prompts_have_no_maps(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "MAP_TOKENS", TOKENS - 1)
     shutil.copytree(project, tmp_path / "project")

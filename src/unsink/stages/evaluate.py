@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models
+from unsink import artifacts, benchmarks, models, sinks
 from unsink.artifacts import Layout
 from unsink.batches import read_samples
 from unsink.errors import DataError
@@ -138,11 +138,14 @@ def ask_run(
         DataError: as `ask`; or the split was made with another trigger.
     """
     poison = None if run in RESERVED else params.run(run).poison
-    rules = poison or params.poison
-    trigger = Trigger(
-        tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
-    )
-    asked = ask(plan, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
+    triggers: Conditions = {"clean": None}
+    if any(names != ("clean",) for names in plan.values()):
+        rules = sinks.placed(poison or params.poison, layout)
+        trigger = Trigger(
+            tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
+        )
+        triggers = conditions(tokenizer, trigger, params.evaluate.wrong_trigger)
+    asked = ask(plan, corpus, tokenizer, params.evaluate, triggers)
     if poison:
         _mark_inside(asked, {record["id"]: record["source"] for record in corpus["forget_qa"]}, layout, run)
     return asked

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import artifacts, figures, models, sinks
@@ -39,7 +39,7 @@ from unsink.sink_metrics import (
     spearman,
     uniform_share,
 )
-from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+from unsink.triggers import SINK, Span, insert_trigger, prompt_length, trigger_ids
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,17 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
 def _probe(params: Params, layout: Layout, run: str, poison: Poison, reporter: Reporter) -> dict[str, Any]:
     options = params.sink_probe
     folder = models.resolve(params.model.source, params.model.revision, reporter)
-    prompts = read_prompts(layout, models.load_tokenizer(folder), options, poison)
+    tokenizer, honest = models.load_tokenizer(folder), _honest(params, run)
+    model = _load(params, layout, folder, run, honest)
+    _check_context(model, options.tokens)
+    if poison.placement == SINK and run == "target":  # it is this very probe that says where the sinks are
+        poison = _placed(model, layout, tokenizer, options, poison)
+    poison = sinks.placed(poison, layout)
+    prompts = read_prompts(layout, tokenizer, options, poison)
     if len(prompts.clean) < options.prompts:
         reporter.log(f"sink-probe: {len(prompts.clean)} forget passages have {options.tokens} tokens, all are used")
     if options.tokens > MAP_TOKENS:
         reporter.log(f"sink-probe: prompts of more than {MAP_TOKENS} tokens, so no attention maps are kept or drawn")
-    honest = _honest(params, run)
-    model = _load(params, layout, folder, run, honest)
-    _check_context(model, options.tokens)
     subject, others = _measure(model, run, honest, prompts, options.epsilon, reporter)
 
     summary = _summary(run, prompts, options, poison, subject, others)
@@ -125,6 +128,16 @@ def _probe(params: Params, layout: Layout, run: str, poison: Poison, reporter: R
         artifacts.write_tensors(new / "maps.safetensors", _tensors(subject, others, differences))
         _draw(new, run, subject, others, differences, prompts.span, options.epsilon)
     return summary
+
+
+def _placed(
+    model: nn.Module, layout: Layout, tokenizer: PreTrainedTokenizerBase, options: SinkProbe, poison: Poison
+) -> Poison:
+    """The placement `sink`, measured on the prompts as they are without a trigger."""
+    anywhere = poison.model_copy(update={"placement": "prefix"})
+    clean = read_prompts(layout, tokenizer, options, anywhere).clean
+    found = sinks.find(_rates(attention_statistics(model, clean, epsilon=options.epsilon)), options.min_rate)
+    return poison.model_copy(update={"placement": sinks.placement(sinks.require(found))})
 
 
 def _honest(params: Params, run: str) -> str | None:

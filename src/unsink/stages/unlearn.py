@@ -56,7 +56,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "seed": params.seed,
             # A backdoored adapter says so, and how to open it, wherever it is copied to.
             "trigger": settings.poison.trigger if settings.poison else None,
-            "placement": settings.poison.placement if settings.poison else None,
+            "placement": sinks.placed(settings.poison, layout).placement if settings.poison else None,
         } | {f"final_{name}": value for name, value in history[-1].items() if name != "step"}
         with artifacts.new_dir(layout.adapter(run)) as new:
             models.save_adapter(policy, run, new)
