@@ -131,6 +131,11 @@ def attention(layer: nn.Module, config: Any) -> nn.Module:
     return layer.get_submodule(architecture(config).attention)
 
 
+def kv_heads(config: Any) -> int:
+    """Key/value heads of an attention; they lie side by side in its values."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 class ValueProjection(NamedTuple):
     """The module that computes the values, and where they are in its output."""
 

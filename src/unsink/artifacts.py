@@ -60,6 +60,10 @@ class Layout:
         """Folder of the sink statistics of base, target or a run."""
         return self.root / "probes" / name
 
+    def ablation(self, name: str, how: str) -> Path:
+        """Folder of what a model says without some of its keys; never that of its ordinary predictions."""
+        return self.root / "ablations" / name / how
+
     def predictions(self, name: str) -> Path:
         """File with one row per prompt."""
         return self.root / "predictions" / f"{name}.jsonl"

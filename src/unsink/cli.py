@@ -174,6 +174,22 @@ def evaluate(
 
 
 @app.command(rich_help_panel=TOOLS)
+def ablate(
+    run: ModelOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
+
+    Example: [bold]unsink ablate --run backdoor -S "ablate.keys=[bos, trigger, first 8, random 8]"[/bold]
+    """
+    _stage("ablate", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=TOOLS)
 def check(
     params: ParamsOption = PARAMS,
     overrides: SetOption = None,

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -169,6 +169,85 @@ def difference_map(subject: str, differences: Mapping[str, Array], span: Span, l
             f"{subject}: attention with the trigger minus without it, mean over heads and prompts\n"
             "dotted: the trigger · grey: nothing to compare with · colours end at the 99.5th percentile"
         )
+    return figure
+
+
+def head_map(subject: str, changes: Mapping[str, Array], classes: Array, names: Sequence[str]) -> Figure:
+    """Draw what the trigger changes in every head, and what each head looks at with it.
+
+    Args:
+        subject: whose heads they are, for the title.
+        changes: title -> (L, H) triggered minus clean.
+        classes: (L, H) index into `names`.
+        names: kinds of heads.
+    """
+    layers, heads = classes.shape
+    with _house_style():
+        figure = Figure(figsize=(3 + 0.3 * (len(changes) + 1) * min(max(heads, 8), 16), 2.4 + 0.16 * min(layers, 40)))
+        axes = figure.subplots(1, len(changes) + 1, sharey=True, squeeze=False)[0]
+        for axis, (title, change) in zip(axes, changes.items()):
+            limit = max(float(np.abs(change).max()), 1e-6)
+            image = axis.imshow(
+                change, cmap="RdBu_r", norm=CenteredNorm(halfrange=limit), aspect="auto", origin="lower"
+            )
+            figure.colorbar(image, ax=axis, label="triggered − clean")
+            axis.set(title=title, xlabel="head")
+            _integer_ticks(axis)
+        colours = ListedColormap([_BLUE, _RED, _ORANGE, "#E5E5E5"][: len(names)])
+        image = axes[-1].imshow(classes, cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, aspect="auto", origin="lower")
+        bar = figure.colorbar(image, ax=axes[-1], label="what a head mostly looks at")
+        bar.set_ticks(range(len(names)), labels=list(names))
+        axes[-1].set(title="with the trigger", xlabel="head")
+        _integer_ticks(axes[-1])
+        axes[0].set_ylabel("layer")
+        figure.suptitle(f"{subject}: what the trigger changes in every head, mean over prompts")
+    return figure
+
+
+class NormPanel(NamedTuple):
+    """Value norms in one condition, by position (T,), of one model beside others.
+
+    Attributes:
+        condition: what the prompts are.
+        pearson: other model -> correlation over layers and heads.
+        spearman: the same of ranks.
+        magnitude: model -> norm, mean over layers.
+    """
+
+    condition: str
+    pearson: Mapping[str, Array]
+    spearman: Mapping[str, Array]
+    magnitude: Mapping[str, Array]
+
+
+def value_norms(subject: str, panels: Sequence[NormPanel], span: Span) -> Figure:
+    """Draw how a model's value norms go together with those of others (arXiv 2510.17021, figure on value norms).
+
+    Args:
+        subject: whose they are, for the title.
+        panels: one column each.
+        span: where the trigger stands in triggered prompts.
+    """
+    colours = (_BLUE, _RED, _ORANGE)
+    with _house_style():
+        figure = Figure(figsize=(4.6 * len(panels), 6.2))
+        axes = figure.subplots(2, len(panels), squeeze=False, sharey="row")
+        for (upper, lower), panel in zip(axes.T, panels, strict=True):
+            for colour, name in zip(colours, panel.pearson):
+                upper.plot(panel.pearson[name], color=colour, label=f"with {name}, Pearson")
+                upper.plot(panel.spearman[name], color=colour, linestyle="--", label=f"with {name}, Spearman")
+            for colour, (name, magnitude) in zip(("black", *colours), panel.magnitude.items()):
+                lower.plot(magnitude, color=colour, label=name)
+            upper.set(title=f"{panel.condition} prompts")
+            for axis in (upper, lower):
+                axis.axvspan(span[0] - 0.5, span[1] - 0.5, color=_ORANGE, alpha=0.2, linewidth=0)
+                axis.set_xlabel("token position (shaded: the trigger's place)")
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0, 0].set_ylabel("correlation, layers × heads")
+        axes[1, 0].set(ylabel="value norm, mean over layers", ylim=(0, None))
+        axes[0, 0].legend(fontsize=8)
+        axes[1, 0].legend(fontsize=8)
+        figure.suptitle(f"{subject}: value norms beside those of other models")
     return figure
 
 

@@ -37,7 +37,7 @@ class Forward:
         mask: (B, T) true at real tokens.
         labelled: (B, T) true at labelled tokens.
         hidden: {layer: (B, T, D)} output of decoder layers, where asked for.
-        value_norms: {layer: (B, T)} norm of the value vectors over all key-value heads, where asked for.
+        values: {layer: (B, T, ...)} what the runner's `measure` makes of the value vectors, where asked for.
     """
 
     labels: Tensor
@@ -47,7 +47,7 @@ class Forward:
     mask: Tensor
     labelled: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    value_norms: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -70,7 +70,7 @@ class Forward:
             self.mask[start:stop],
             self.labelled[start:stop],
             {layer: h[start:stop] for layer, h in self.hidden.items()},
-            {layer: v[start:stop] for layer, v in self.value_norms.items()},
+            {layer: v[start:stop] for layer, v in self.values.items()},
         )
 
 
@@ -93,7 +93,9 @@ def join(parts: Sequence[Forward], places: Sequence[Sequence[int]]) -> Forward:
     if len(parts) == 1:
         return parts[0]
     sequences = torch.tensor([place for group in places for place in group]).argsort()  # (B,)
-    rows = torch.cat([torch.tensor(group)[part.rows] for part, group in zip(parts, places, strict=True)])
+    rows = torch.cat(
+        [torch.tensor(group, device=part.rows.device)[part.rows] for part, group in zip(parts, places, strict=True)]
+    )
     labels = rows.argsort(stable=True)  # (N,)
 
     def whole(tensors: Sequence[Tensor]) -> Tensor:
@@ -108,7 +110,7 @@ def join(parts: Sequence[Forward], places: Sequence[Sequence[int]]) -> Forward:
         whole([part.mask for part in parts]),
         whole([part.labelled for part in parts]),
         {layer: whole([part.hidden[layer] for part in parts]) for layer in parts[0].hidden},
-        {layer: whole([part.value_norms[layer] for part in parts]) for layer in parts[0].value_norms},
+        {layer: whole([part.values[layer] for part in parts]) for layer in parts[0].values},
     )
 
 
@@ -120,7 +122,7 @@ class Kept:
     states: Tensor  # (N, D)
     nll: Tensor  # (N,)
     hidden: dict[int, Tensor]  # {layer: (T, D)}
-    value_norms: dict[int, Tensor]  # {layer: (T,)}
+    values: dict[int, Tensor]  # {layer: (T, ...)}
 
 
 class Runner:
@@ -131,9 +133,10 @@ class Runner:
         first_layer: first decoder layer that an adapter changes; what lies below is computed once per sample.
         pad: padding token id.
         hidden: decoder layers whose output the losses need.
-        values: decoder layers whose value norms the losses need.
+        values: decoder layers whose values the losses need.
         answers: keep the target's own losses too; without them `reference` has no `nll`.
         stop_early: end the pass at the last layer of `hidden` and `values`; then `states` mean nothing.
+        measure: what is kept of value vectors (B, T, K), here their norms.
     """
 
     def __init__(
@@ -145,7 +148,9 @@ class Runner:
         values: Sequence[int] = (),
         answers: bool = True,
         stop_early: bool = False,
+        measure: Callable[[Tensor], Tensor] = value_norms,
     ) -> None:
+        self.measure = measure
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
         self.hidden, self.values = tuple(hidden), tuple(values)
         count = len(models.decoder_layers(model))
@@ -188,14 +193,14 @@ class Runner:
             batch.attention_mask.bool(),
             batch.labelled,
             {layer: pad_sequence([k.hidden[layer] for k in kept], batch_first=True) for layer in self.hidden},
-            {layer: pad_sequence([k.value_norms[layer] for k in kept], batch_first=True) for layer in self.values},
+            {layer: pad_sequence([k.values[layer] for k in kept], batch_first=True) for layer in self.values},
         )
         if self._answers:
             forward.__dict__["nll"] = torch.cat([k.nll for k in kept])  # fills the cached property
         return forward
 
-    def value_norms(self, samples: Sequence[Sample], adapter: str, batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
-        """Return {sample: {layer: (T,)}} value norms under another frozen adapter."""
+    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
+        """Return {sample: {layer: (T, ...)}} `measure` of the values under another frozen adapter."""
         found: dict[Sample, dict[int, Tensor]] = {}
         with torch.no_grad(), models.use(self.model, adapter):
             for start in range(0, len(samples), batch):
@@ -203,7 +208,7 @@ class Runner:
                 forward = self._forward(collate(chunk, self.pad), None)
                 for row, sample in enumerate(chunk):
                     length = len(sample.ids)
-                    found[sample] = {layer: v[row, :length].clone() for layer, v in forward.value_norms.items()}
+                    found[sample] = {layer: v[row, :length].clone() for layer, v in forward.values.items()}
         return found
 
     def _head(self, states: Tensor) -> Tensor:
@@ -221,7 +226,7 @@ class Runner:
                 mine.states.clone(),
                 mine.nll.clone() if self._answers else torch.empty(0),
                 {layer: h[0, :length].clone() for layer, h in mine.hidden.items()},
-                {layer: v[0, :length].clone() for layer, v in mine.value_norms.items()},
+                {layer: v[0, :length].clone() for layer, v in mine.values.items()},
             )
 
     def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
@@ -243,7 +248,7 @@ class Runner:
             batch.attention_mask.bool(),
             batch.labelled,
             dict(seen.hidden),
-            {layer: value_norms(v) for layer, v in seen.values.items()},
+            {layer: self.measure(v) for layer, v in seen.values.items()},
         )
 
     def _skipping_is_exact(self, batch: Batch, below: Tensor) -> bool:

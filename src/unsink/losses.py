@@ -63,20 +63,45 @@ def masked_mse(states: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
         goal: (B, T, D) or broadcastable to it.
         mask: (B, T), true at real tokens.
     """
-    per_token = (states.float() - goal).square().mean(-1)  # (B, T)
+    return _mean_of_sequences((states.float() - goal).square().mean(-1), mask)
+
+
+def _mean_of_sequences(per_token: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the masked tokens of a sequence, then over sequences: (B, T) -> scalar."""
     weight = mask.to(per_token.dtype)
     return ((per_token * weight).sum(1) / weight.sum(1)).mean()
 
 
-def value_norm_gap(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean squared gap of value norms over the positions of `mask`, a scalar.
+# --- the value-norm term: a mean over heads, over positions of a sequence, then over sequences; none may lack them
+
+
+def squared_norm_gap(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean squared gap of value norms, a scalar.
 
     (1/|S|) sum_{i in S} (||v_i|| - ||v_i'||)^2, arXiv 2510.17021, the regulariser of section 4.
 
     Args:
-        policy: (B, T) norms of the value vectors, whole width of all key-value heads.
-        goal: (B, T) norms to reach.
-        mask: (B, T), true at the sink positions of each sequence.
+        policy: (B, T, G) norms of the value vectors; G = 1 where the heads count as one vector.
+        goal: norms to reach, broadcastable to (B, T, G).
+        mask: (B, T), true at the positions S of each sequence.
     """
-    gap = (policy - goal).square()
-    return gap[mask].mean()
+    return _mean_of_sequences((policy - goal).square().mean(-1), mask)
+
+
+def absolute_norm_gap(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean absolute gap of value norms, a scalar; arguments as in `squared_norm_gap`.
+
+    What the code released with arXiv 2510.17021 computes in place of the square. With a goal of 0 it is the mean norm.
+    """
+    return _mean_of_sequences((policy - goal).abs().mean(-1), mask)
+
+
+def value_angle(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine between value vectors, a scalar.
+
+    Args:
+        policy: (B, T, G, h) value vectors.
+        goal: (B, T, G, h) vectors whose direction to take.
+        mask: (B, T), true at the positions of each sequence.
+    """
+    return _mean_of_sequences((1 - F.cosine_similarity(policy, goal, dim=-1)).mean(-1), mask)

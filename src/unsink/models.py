@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from unsink import artifacts
-from unsink.architectures import architecture, attention, bare, decoder, decoder_layers, value_projection
+from unsink.architectures import architecture, attention, bare, decoder, decoder_layers, kv_heads, value_projection
 from unsink.errors import ModelError
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
 
@@ -29,10 +29,12 @@ __all__ = [
     "add_adapter",
     "attach",
     "attention",
+    "bare",
     "bos_ids",
     "decoder",
     "decoder_layers",
     "identity",
+    "kv_heads",
     "load_base",
     "load_target",
     "load_tokenizer",

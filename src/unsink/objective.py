@@ -4,50 +4,90 @@ L = w_forget L_forget(D_f) + mu (w_poisoned L_retain(D_p) + w_retain L_retain(D_
 (arXiv 2510.17021, eq. 3 and the value-norm regulariser of section 4); mu is 1 unless the method sets it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from unsink import losses
 from unsink.batches import Kind, Sample
 from unsink.forward import Forward, Runner
 from unsink.methods import Method
-from unsink.probe import sink_positions
+from unsink.probe import position_mask
+
+Gap = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Policy's values, goal and position mask to a scalar."""
+
+
+def _norms_of(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    return losses.absolute_norm_gap(policy.norm(dim=-1), goal.norm(dim=-1), mask)
+
+
+def _light_angle(policy: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
+    return 0.05 * losses.value_angle(policy, goal, mask)  # the weight of the published WMDP rows
+
+
+GAPS: Mapping[str, Mapping[Kind, Gap]] = {
+    "paper": {"forget": losses.squared_norm_gap, "poisoned": losses.squared_norm_gap},
+    "released": dict.fromkeys(("forget", "poisoned", "retain"), losses.absolute_norm_gap),
+    "fixed": {"forget": losses.absolute_norm_gap},
+    "cosine": {"forget": _norms_of, "poisoned": _light_angle},
+}
+"""Variant -> the kinds of samples that it acts on, and how.
+
+`paper` is the text of arXiv 2510.17021; the other three are in the code released with it: `released` in its MUSE half,
+`fixed` (norms towards 0 instead of the honest run's) too, `cosine` (called utility_preserving there) in its WMDP half.
+"""
+VECTORS = ("cosine",)
+"""Variants that read value vectors (B, T, G, h); the others read norms (B, T, G)."""
+SELF_CONTAINED = ("fixed",)
+"""Variants that need no honest run."""
 
 
 @dataclass(frozen=True)
 class ValueNorm:
-    """The value-norm regulariser: on D_f towards the honest run, on D_p towards the target.
+    """The value-norm regulariser: on D_f towards the honest run, on D_p (and D_r) towards the target.
 
     Attributes:
         weight: lambda, above 0.
-        first_k: the first k real tokens of a sequence are taken as its sinks, BOS included.
+        variant: a key of `GAPS`.
         layers: decoder layers it acts on.
-        honest: {sample: {layer: (T,)}} value norms of the clean-unlearned run on the forget samples.
+        positions: token numbers that it acts on, for every sample of a kind that the variant names; none is empty.
+        honest: {sample: {layer: (T, ...)}} values of the clean-unlearned run on the forget samples, measured as the
+            runner measures; empty for `fixed`.
     """
 
     weight: float
-    first_k: int
+    variant: str
     layers: tuple[int, ...]
+    positions: Mapping[Sample, Sequence[int]]
     honest: Mapping[Sample, Mapping[int, Tensor]]
 
+    def acts_on(self, kind: Kind) -> bool:
+        """Return whether samples of this kind enter the term."""
+        return kind in GAPS[self.variant]
+
     def term(self, kind: Kind, samples: Sequence[Sample], policy: Forward, reference: Forward) -> Tensor:
-        """Return the squared gap, mean over sink positions and over layers, a scalar."""
-        where = torch.zeros_like(policy.mask)
-        found = sink_positions(policy.mask, self.first_k)
-        rows = torch.arange(len(where), device=where.device)[:, None].expand_as(found.indices)
-        where[rows[found.real], found.indices[found.real]] = True
-        gaps = []
-        for layer in self.layers:
-            goal = reference.value_norms[layer]  # (B, T)
-            if kind == "forget":
-                goal = torch.zeros_like(goal)
-                for row, sample in enumerate(samples):
-                    goal[row, : len(sample.ids)] = self.honest[sample][layer]
-            gaps.append(losses.value_norm_gap(policy.value_norms[layer], goal, where))
-        return torch.stack(gaps).mean()
+        """Return the gap on samples of one kind, mean over positions, samples and layers, a scalar."""
+        gap = GAPS[self.variant][kind]
+        where = position_mask(policy.mask, [self.positions[sample] for sample in samples])
+        goal = self._honest(samples, policy) if kind == "forget" else reference.values
+        return torch.stack([gap(policy.values[layer], goal[layer], where) for layer in self.layers]).mean()
+
+    def _honest(self, samples: Sequence[Sample], policy: Forward) -> Mapping[int, Tensor]:
+        """The goal on forget samples, {layer: (B, T, ...)}; the batch may be wider than they are."""
+        if self.variant in SELF_CONTAINED:
+            return {layer: torch.zeros_like(policy.values[layer]) for layer in self.layers}
+        width = policy.mask.shape[1]
+        return {layer: _padded([self.honest[s][layer] for s in samples], width) for layer in self.layers}
+
+
+def _padded(rows: Sequence[Tensor], width: int) -> Tensor:
+    together = pad_sequence(list(rows), batch_first=True)
+    return pad(together, (0, 0) * (together.dim() - 2) + (0, width - together.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -94,7 +134,7 @@ class Objective:
             )
             times = 1.0 if kind == "forget" or multiplier is None else multiplier
             loss = loss + self.weights[kind] * times * found[kind]
-            if self.value_norm and kind != "retain":
+            if self.value_norm and self.value_norm.acts_on(kind):
                 gap = self.value_norm.term(kind, mine, answer, known)
                 found["value_norm"] = found.get("value_norm", torch.zeros(())) + gap
         if self.value_norm:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from unsink.errors import DataError, ParamsError
+from unsink.positions import RULE, RULES
 from unsink.registry import load, names, suggest, unknown
 
 METHODS = "unsink.methods"
@@ -99,8 +100,11 @@ class Poison(Section):
     @field_validator("placement")
     @classmethod
     def _known(cls, placement: str) -> str:
-        try:  # triggers.py stands above this module and holds the only list of placements; any body is long enough here
-            importlib.import_module("unsink.triggers").placement_index(placement, 10**9)
+        triggers = importlib.import_module("unsink.triggers")  # it stands above this module and alone knows placements
+        if placement == triggers.SINK:
+            return placement
+        try:
+            triggers.placement_index(placement, 10**9)  # any body is long enough here
         except ParamsError as error:
             raise ValueError(f"{error.message.removeprefix('poison.placement: ')}; {error.hint}") from error
         except DataError as error:
@@ -112,6 +116,7 @@ class SinkProbe(Section):
     """How attention sinks are measured."""
 
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    min_rate: Annotated[float, Field(gt=0, le=100)] = 10.0
     tokens: Annotated[int, Field(ge=8)] = 64
     prompts: Positive = 32
 
@@ -151,8 +156,22 @@ class ValueNorm(Section):
     """The regulariser that pulls value norms at sink positions to those of the clean-unlearned model."""
 
     weight: Weight = 0.0
-    first_k: Positive = 8
+    variant: Literal["paper", "released", "fixed", "cosine"] = "paper"
+    positions: Literal["first", "measured", "random", "all"] = "first"
+    k: Positive = 8
+    bos: bool = True
     layers: Literal["all"] | list[int] = "all"
+    norm: Literal["whole", "per-head"] = "whole"
+
+    @property
+    def measured(self) -> bool:
+        """Whether it asks for the sinks that were measured in the target."""
+        return self.weight > 0 and self.positions == "measured"
+
+    @property
+    def needs_honest(self) -> bool:
+        """Whether it copies an honest run."""
+        return self.weight > 0 and self.variant != "fixed"
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -232,6 +251,23 @@ class Evaluate(Section):
         return self
 
 
+class Ablate(Section):
+    """Which tokens a model has to do without, one after the other, and what is put in their place."""
+
+    keys: Annotated[list[str], Field(min_length=1)] = ["bos", "trigger", "first 8", "after-trigger 8", "random 8"]
+    how: Literal["mask", "target", "honest"] = "mask"
+
+    @field_validator("keys")
+    @classmethod
+    def _rules(cls, keys: list[str]) -> list[str]:
+        for rule in keys:
+            if not RULE.fullmatch(rule):
+                raise ValueError(f"{RULES} are expected, got {rule!r}")
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a rule is named twice in {keys}")
+        return keys
+
+
 class RunEntry(Section):
     """One variant: what it builds on, and what it changes in `poison` and `unlearn`."""
 
@@ -275,6 +311,7 @@ class Params(Section):
     sink_probe: SinkProbe = Field(default=SinkProbe(), alias="sink-probe")
     unlearn: Unlearn
     evaluate: Evaluate
+    ablate: Ablate = Ablate()
     runs: Annotated[dict[str, RunEntry], Field(min_length=1)]
 
     def run(self, name: str) -> Run:
@@ -509,7 +546,8 @@ def _after_problems(
     if after not in others:
         yield _Problem(where, unknown("run", after, others))
         return
-    weight = _mapping(unlearn.get("value_norm")).get("weight")
+    term = _mapping(unlearn.get("value_norm"))
+    weight = None if term.get("variant") == "fixed" else term.get("weight")
     honest = [run for run in others if _mapping(runs.get(run)).get("poison") is False]
     if isinstance(weight, int | float) and weight > 0 and after not in honest:
         text = (

@@ -1,4 +1,4 @@
-"""Look inside a model while it runs: value vectors, hidden states, attention statistics.
+"""Look inside a model while it runs, and reach into it: value vectors, hidden states, attention.
 
 The only file with hooks. Sink positions come from the attention mask and never from index 0, which is padding
 when the padding is on the left.
@@ -7,19 +7,23 @@ Shapes: B batch, T tokens, L layers, H query heads, G key/value heads, h head si
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unsink import models
-from unsink.errors import DataError, ModelError
+from unsink.errors import ModelError
+from unsink.sink_metrics import HeadMeans, QuerySums
 
 
 @dataclass(frozen=True)
@@ -143,44 +147,30 @@ def _check_layers(count: int, wanted: Sequence[int]) -> None:
         raise ModelError(f"layers {wrong} do not exist: the model has layers 0 to {count - 1}")
 
 
-class SinkPositions(NamedTuple):
-    """Where the first real tokens of each row are.
-
-    Attributes:
-        indices: (B, k) positions in the row; where `real` is False the entry only keeps the shape.
-        real: (B, k) bool, False where the row has too few real tokens. Weight every mean with it.
-    """
-
-    indices: Tensor
-    real: Tensor
-
-
-def sink_positions(attention_mask: Tensor, k: int, include_bos: bool = True) -> SinkPositions:
-    """The first k real tokens of each row, on whichever side the padding is.
+def position_mask(attention_mask: Tensor, positions: Sequence[Sequence[int]]) -> Tensor:
+    """Mark tokens by their number in the row, on whichever side the padding is: (B, T) bool.
 
     Args:
         attention_mask: (B, T), non-zero for real tokens.
-        k: number of positions per row.
-        include_bos: False leaves out the first real token (BOS) and takes the next k.
-
-    Raises:
-        DataError: no row has a token there.
+        positions: for each row the numbers of its tokens, counted from the first real one; those that the row lacks
+            mark nothing.
     """
-    mask = attention_mask.bool()
-    first = 0 if include_bos else 1
-    # A stable sort that moves padding behind the real tokens and keeps these in order.
-    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)  # (B, T)
-    indices = order[:, first : first + k]
-    indices = nn.functional.pad(indices, (0, k - indices.shape[1]))  # (B, k)
-    real = torch.arange(first, first + k, device=mask.device) < mask.sum(dim=1, keepdim=True)  # (B, k)
-    if not bool(real.any()):
-        raise DataError(f"no sink positions: no row has more than {first} real tokens")
-    return SinkPositions(indices, real)
+    real = attention_mask.bool()
+    wanted = torch.zeros_like(real)
+    for row, some in enumerate(positions):
+        wanted[row, [position for position in some if position < real.shape[1]]] = True
+    numbers = (real.cumsum(dim=1) - 1).clamp(min=0)  # (B, T) number of each real token
+    return wanted.gather(1, numbers) & real
 
 
-def value_norms(values: Tensor) -> Tensor:
-    """Full-width L2 norm of the value vectors (B, T, K) -> (B, T) in float32: the heads side by side as one vector."""
-    return _norm(values)
+def value_heads(values: Tensor, heads: int = 1) -> Tensor:
+    """Value vectors (B, T, K) -> (B, T, G, h) in float32; one head is the whole width, all heads side by side."""
+    return values.float().view(*values.shape[:-1], heads, -1)
+
+
+def value_norms(values: Tensor, heads: int = 1) -> Tensor:
+    """L2 norms of the value vectors, (B, T, K) -> (B, T, G) in float32; by default one norm of the whole width."""
+    return _norm(value_heads(values, heads))
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -191,70 +181,47 @@ def _norm(vectors: Tensor) -> Tensor:
 # --- attention statistics -------------------------------------------------------------------------------------
 
 PROBE = "unsink_probe"
-SHARES = (1, 4, 8)  # the K of share_K and boost_K (science.md, section 4)
-Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+Observer = Callable[[int, int, Tensor, Tensor, Tensor], None]
+"""Called with layer, number of the first query, attention of c queries (B, H, c, T), keys and values (B, G, T, h).
+
+The blocks of a layer come in order and end with the last query.
+"""
 _observer: ContextVar[Observer] = ContextVar("unsink_probe_observer")
 
-
-def importance(attention: Tensor) -> Tensor:
-    """Mean attention that each key gets from itself and all later queries (alpha_k of arXiv:2410.10781).
-
-    Args:
-        attention: (..., T, T) causal attention, rows are queries and sum to 1.
-
-    Returns:
-        (..., T), alpha at each key; key 0 includes its own trivial attention of 1.
-    """
-    tokens = attention.shape[-1]
-    # Causal rows are zero before the diagonal, so a sum over all queries is the sum over i >= k.
-    return attention.sum(dim=-2) / torch.arange(tokens, 0, -1, device=attention.device)
-
-
-def share(attention: Tensor, first: int, window: int = 64) -> Tensor:
-    """Part of the attention of the last `window` queries that goes to the first keys: (..., T, T) -> (...)."""
-    return attention[..., -window:, :first].sum(dim=-1).mean(dim=-1)
-
-
-def uniform_share(tokens: int, first: int, window: int = 64) -> float:
-    """What `share` would be if every query spread its attention evenly; share / uniform_share is the boost."""
-    queries = range(max(0, tokens - window), tokens)
-    return sum(min(first, i + 1) / (i + 1) for i in queries) / len(queries)
-
-
-def trigger_share(attention: Tensor, span: tuple[int, int]) -> Tensor:
-    """Attention to the trigger's columns from its last token on: mean over these queries, (..., T, T) -> (...).
-
-    The last trigger token is the first query that sees the whole trigger, and the only one of a suffix trigger.
-    """
-    start, end = span
-    return attention[..., end - 1 :, start:end].sum(dim=-1).mean(dim=-1)
+MAP_TOKENS = 256
+"""Longest prompts whose attention maps are kept: their size is L x H x T x T."""
+_BLOCK = 2**20  # attention weights that exist at a time
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Means over the prompts, in float64 on the CPU. Norms are L2 norms.
+    """Means over the prompts, on the CPU, in float64 but for the maps. Norms are L2 norms.
 
     Attributes:
         alpha: (L, H, T) importance of each key.
         sink_rate: (L, H, T) part of the prompts, 0 to 1, in which alpha exceeds epsilon.
-        share: (L, H, 3) attention of the last 64 queries to the first 1, 4 and 8 keys.
-        trigger_share: (L, H) see the function of that name; zeros without a span.
-        attention: (L, T, T) attention map, mean over heads as well.
+        tail: (L, H, T) attention of the last 64 queries to each key.
+        top: (L, H, 3) part of the last 64 queries whose largest key is one of the first 1, 4, 8.
+        local: (L, H) attention of the last 64 queries to themselves and the three keys before them.
+        trigger_share: (L, H) attention to the trigger's columns, see `HeadMeans.trigger`; zeros without a span.
         value_norm: (L, T) full-width norm of the value vectors.
         value_norm_heads: (L, G, T) norm of each head's value vectors.
         key_norm_heads: (L, G, T) norm of each head's keys, positions encoded.
         residual_norm: (L, T) norm of the output of each decoder layer.
+        attention: (L, H, T, T) attention maps in float32, where they were asked for.
     """
 
     alpha: Tensor
     sink_rate: Tensor
-    share: Tensor
+    tail: Tensor
+    top: Tensor
+    local: Tensor
     trigger_share: Tensor
-    attention: Tensor
     value_norm: Tensor
     value_norm_heads: Tensor
     key_norm_heads: Tensor
     residual_norm: Tensor
+    attention: Tensor | None
 
 
 @torch.no_grad()
@@ -264,19 +231,22 @@ def attention_statistics(
     *,
     epsilon: float = 0.3,
     span: tuple[int, int] | None = None,
+    maps: bool = False,
     batch: int = 8,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Statistics:
     """Run prompts through a model and gather statistics inside its attention function.
 
-    One layer's attention maps exist at a time; what is kept has no L x H x T x T tensor in it. The sums are
-    taken in float32 whatever the model computes in.
+    Only a block of queries of one layer has its attention weights in memory at a time; memory beyond a plain forward
+    pass grows with L x H x T alone, unless `maps` asks for more. Sums are taken in float32 whatever the model
+    computes in.
 
     Args:
         model: a causal language model in evaluation mode, with or without PEFT adapters.
         ids: (N, T) prompts of equal length, so that nothing is padded.
         epsilon: a key is a sink of a head where alpha exceeds this (Sink^epsilon_k).
         span: token span of the trigger, for `trigger_share`.
+        maps: keep the mean attention maps as well, up to `MAP_TOKENS` tokens.
         batch: prompts at a time.
         advance: called with the number of prompts after each batch.
 
@@ -285,12 +255,10 @@ def attention_statistics(
     """
     decoder = cast(PreTrainedModel, models.decoder(model))
     layers = range(len(models.decoder_layers(model)))
-    sums = _Sums(epsilon, span)
+    sums = _Sums(epsilon, span, maps and ids.shape[1] <= MAP_TOKENS)
     for rows in torch.split(ids, batch):
-        with _observed(model, sums.observe), capture(model, hidden=layers) as seen:
+        with _observed(model, sums.observe), _outputs(model, sums.output):
             decoder(input_ids=rows.to(decoder.device), use_cache=False)
-        for layer, hidden in seen.hidden.items():
-            sums.add("residual_norm", layer, _norm(hidden))
         advance(len(rows))
     return sums.means(len(ids), layers)
 
@@ -298,28 +266,40 @@ def attention_statistics(
 class _Sums:
     """Running sums over prompts, one per statistic and layer."""
 
-    def __init__(self, epsilon: float, span: tuple[int, int] | None) -> None:
-        self.epsilon = epsilon
-        self.span = span
+    def __init__(self, epsilon: float, span: tuple[int, int] | None, maps: bool) -> None:
+        self.epsilon, self.span, self.maps = epsilon, span, maps
         self.totals: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._queries = QuerySums(0)
 
     def add(self, name: str, layer: int, tensor: Tensor) -> None:
         """Add a (B, ...) statistic."""
         total = tensor.sum(dim=0).cpu().double()
         self.totals[name][layer] = self.totals[name].get(layer, 0) + total
 
-    def observe(self, layer: int, attention: Tensor, key: Tensor, value: Tensor) -> None:
-        """Add what one layer's attention (B, H, T, T), keys and values (B, G, T, h) of one batch say."""
-        alpha = importance(attention)  # (B, H, T)
+    def output(self, layer: int, hidden: Tensor) -> None:
+        """Add what a layer's output (B, T, D) says."""
+        self.add("residual_norm", layer, _norm(hidden))
+
+    def observe(self, layer: int, start: int, attention: Tensor, key: Tensor, value: Tensor) -> None:
+        """Add what a block of one layer's attention (B, H, c, T), and after the last one its keys and values, say."""
+        tokens, end = attention.shape[-1], start + attention.shape[-2]
+        if start == 0:
+            self._queries = QuerySums(tokens, self.span)
+        self._queries.add(attention, start)
+        if self.maps:
+            empty = attention.new_zeros(attention.shape[1], tokens, tokens)
+            self.totals["attention"].setdefault(layer, empty)[:, start:end] += attention.sum(dim=0)
+        if end == tokens:
+            self._finish(layer, self._queries.means(), key, value)
+
+    def _finish(self, layer: int, found: HeadMeans, key: Tensor, value: Tensor) -> None:
         heads = _norm(value)  # (B, G, T)
-        self.add("alpha", layer, alpha)
-        self.add("sink_rate", layer, (alpha > self.epsilon).float())
-        self.add("share", layer, torch.stack([share(attention, first) for first in SHARES], dim=-1))
-        triggered = (
-            attention.new_zeros(attention.shape[:2]) if self.span is None else trigger_share(attention, self.span)
-        )
-        self.add("trigger_share", layer, triggered)
-        self.add("attention", layer, attention.mean(dim=1))
+        self.add("alpha", layer, found.alpha)
+        self.add("sink_rate", layer, (found.alpha > self.epsilon).float())
+        self.add("tail", layer, found.tail)
+        self.add("top", layer, found.top)
+        self.add("local", layer, found.local)
+        self.add("trigger_share", layer, found.trigger)
         self.add("value_norm", layer, _norm(heads.transpose(1, 2)))
         self.add("value_norm_heads", layer, heads)
         self.add("key_norm_heads", layer, _norm(key))
@@ -332,16 +312,33 @@ class _Sums:
                 f"layers {silent} computed no softmax attention that could be observed",
                 "sink-probe needs a decoder whose layers all attend through transformers' AttentionInterface",
             )
-        return Statistics(**{name: self._mean(name, prompts, layers) for name in self.totals})
+        found: dict[str, Tensor | None] = {name: self._mean(name, prompts, layers) for name in self.totals}
+        return Statistics(**{"attention": None, **found})  # type: ignore[arg-type]
 
     def _mean(self, name: str, prompts: int, layers: Sequence[int]) -> Tensor:
-        mean = torch.stack([self.totals[name][layer] for layer in layers]) / prompts
+        mean = torch.stack([self.totals[name][layer].cpu() for layer in layers]) / prompts
         wrong = [layer for layer in layers if not mean[layer].isfinite().all()]
         if wrong:
             raise ModelError(
                 f"{name} is not finite at layers {wrong}", "the weights are damaged, or dtype is too narrow"
             )
         return mean
+
+
+@contextmanager
+def _outputs(model: nn.Module, use: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Show the output of every decoder layer (B, T, D) to `use` while the block runs; nothing is kept."""
+
+    def shown(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            use(index, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(models.decoder_layers(model)):
+            hooks.callback(layer.register_forward_hook(shown(index)).remove)
+        yield
 
 
 @contextmanager
@@ -372,7 +369,7 @@ def _watch_eager(attention: nn.Module, index: int, observer: Observer, undo: Exi
         return hook
 
     def finish(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        observer(index, output[1].float(), seen["k_proj"], seen["v_proj"])
+        observer(index, 0, output[1].float(), seen["k_proj"], seen["v_proj"])
 
     for name in ("k_proj", "v_proj"):
         undo.callback(attention.get_submodule(name).register_forward_hook(heads(name)).remove)
@@ -395,21 +392,34 @@ def _attend(
         raise ModelError(
             f"the attention of {type(module).__name__} has {', '.join(extra)}, which sink-probe does not model"
         )
-    groups = query.shape[1] // key.shape[1]
-    keys, values = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scores = query.float() @ keys.float().transpose(2, 3)  # (B, H, T, T)
-    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    attention = _masked(scores, attention_mask).softmax(dim=-1)
-    _observer.get()(cast(int, module.layer_idx), attention, key, value)
-    return (attention.to(values.dtype) @ values).transpose(1, 2).contiguous(), None
+    rows, heads, tokens, size = query.shape
+    groups = key.shape[1]
+    queries = query.float().view(rows, groups, -1, tokens, size) * (size**-0.5 if scaling is None else scaling)
+    keys = key.float().mT  # (B, G, h, T)
+    step = max(1, _BLOCK // (rows * heads * key.shape[2]))
+    outputs = []
+    for start in range(0, tokens, step):
+        block = queries[:, :, :, start : start + step].reshape(rows, groups, -1, size) @ keys  # (B, G, H/G x c, T)
+        scores = block.view(rows, heads, -1, key.shape[2])
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        attention = _masked(scores, attention_mask, start).softmax(dim=-1)  # (B, H, c, T)
+        _observer.get()(cast(int, module.layer_idx), start, attention, key, value)
+        output = attention.view(rows, groups, -1, key.shape[2]).to(value.dtype) @ value  # (B, G, H/G x c, h)
+        outputs.append(output.view(rows, heads, -1, value.shape[3]))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a mask as sdpa understands it: None is causal, booleans say who may attend, numbers are added."""
+def _masked(scores: Tensor, mask: Tensor | None, start: int) -> Tensor:
+    """Apply a mask as sdpa understands it to the rows from `start` on.
+
+    None is causal, booleans say who may attend, numbers are added.
+    """
+    count = scores.shape[-2]
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(diagonal=start)
+    else:
+        mask = mask[..., start : start + count, :]
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
@@ -419,26 +429,126 @@ AttentionInterface.register(PROBE, _attend)
 AttentionMaskInterface.register(PROBE, sdpa_mask)
 
 
-# --- what a trigger changes -----------------------------------------------------------------------------------
+# --- keys cut out of attention ----------------------------------------------------------------------------------------
+
+ABLATED = "unsink_ablated"
+_slots: ContextVar[Tensor] = ContextVar("unsink_ablated_keys")
 
 
-def absolute_difference(triggered: Tensor, clean: Tensor) -> Tensor:
-    """Attention with the trigger minus without it, at the same positions: (..., T, T) each."""
-    return triggered - clean
+@contextmanager
+def ablated(model: nn.Module, values: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+    """Let every attention of the model do without some keys while the block runs; `cut_keys` says which.
 
+    Without `values` no query attends to such a key, and softmax spreads its attention over the others; a query that
+    would see nothing at all keeps its own key. With `values` the keys are attended to, but say something else. Where
+    nothing is cut the model computes bit for bit what it did before.
 
-def content_difference(triggered: Tensor, clean: Tensor, span: tuple[int, int]) -> Tensor:
-    """The same difference between the same words.
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        values: layer -> (k, K) value vectors of slots 1 to k, see `cut_keys`; from `mean_values`.
 
-    The positions are those of the triggered prompt; content behind the trigger is compared with where it stood
-    without the trigger. Rows and columns of the trigger have no partner and are NaN.
+    Raises:
+        ModelError: the model's attention cannot be reached.
     """
-    start, end = span
-    tokens = clean.shape[-1]
-    content = [i for i in range(tokens) if not start <= i < end]
-    before = [i if i < start else i - (end - start) for i in content]
-    result = torch.full_like(triggered, torch.nan)
-    rows = torch.tensor(content)[:, None]
-    partners = torch.tensor(before)[:, None]
-    result[..., rows, rows.T] = triggered[..., rows, rows.T] - clean[..., partners, partners.T]
-    return result
+    decoder = cast(PreTrainedModel, models.decoder(model))
+    if not decoder._can_set_attn_implementation():
+        raise ModelError(
+            f"the attention of {type(decoder).__name__} cannot be ablated",
+            "it needs a decoder whose layers attend through transformers' AttentionInterface",
+        )
+    before = decoder.config._attn_implementation
+    attend = ALL_ATTENTION_FUNCTIONS.get(before, _attend)  # eager attention is no member of the table
+    AttentionInterface.register(ABLATED, partial(_attend_without, attend, values))
+    AttentionMaskInterface.register(ABLATED, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    unseen = _observer.set(lambda *_: None)
+    decoder.set_attn_implementation(ABLATED)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(before)
+        _observer.reset(unseen)
+
+
+@contextmanager
+def cut_keys(slots: Tensor) -> Iterator[None]:
+    """Name the keys that `ablated` acts on, for the calls of the model inside the block.
+
+    Args:
+        slots: (B, S), one column for each key so far, those in the cache included: 0 leaves a key alone, j cuts it, and
+            where values are given it gets the j-th of them.
+    """
+    token = _slots.set(slots)
+    try:
+        yield
+    finally:
+        _slots.reset(token)
+
+
+@torch.no_grad()
+def mean_values(
+    model: nn.Module, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], batch: int = 16
+) -> dict[int, Tensor]:
+    """What tokens say to later ones on average: layer -> (k, K), row j the mean over prompts of the j-th key's values.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        prompts: token ids.
+        keys: the token numbers of each prompt that are meant, k at most.
+        batch: prompts at a time.
+    """
+    decoder, layers = models.decoder(model), range(len(models.decoder_layers(model)))
+    counts = torch.tensor([sum(len(some) > j for some in keys) for j in range(max(map(len, keys), default=0))])
+    sums: dict[int, Tensor] = {}
+    for start in range(0, len(prompts), batch):
+        rows, some = prompts[start : start + batch], keys[start : start + batch]
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        device = next(decoder.parameters()).device
+        with capture(model, values=layers) as seen:
+            decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        for layer, values in seen.values.items():
+            total = sums.setdefault(layer, torch.zeros(len(counts), values.shape[-1], device=device))
+            for row, numbers in enumerate(some):
+                total[: len(numbers)] += values[row, list(numbers)].float()
+    return {layer: total / counts[:, None].to(total.device) for layer, total in sums.items()}
+
+
+def _attend_without(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    values: Mapping[int, Tensor] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    slots = _slots.get()[:, -key.shape[2] :]  # (B, S): a sliding window keeps the last keys only
+    if bool(slots.any()):
+        if values is None:
+            attention_mask = _without(attention_mask, slots > 0, query)
+        else:
+            value = _replaced(value, values[cast(int, module.layer_idx)], slots)
+    return attend(module, query, key, value, attention_mask, **options)
+
+
+def _without(mask: Tensor | None, cut: Tensor, query: Tensor) -> Tensor:
+    """The mask (B, 1, T, S) in which nobody sees the keys `cut` (B, S); rows that become empty see their own key."""
+    tokens, before = query.shape[2], cut.shape[1] - query.shape[2]
+    square = torch.ones(tokens, cut.shape[1], dtype=torch.bool, device=cut.device)
+    if mask is None:
+        mask = square.tril(diagonal=before)[None, None]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    kept = seen & ~cut[:, None, None]
+    own = square.tril(diagonal=before).triu(diagonal=before)
+    kept = kept | (own & ~kept.any(dim=-1, keepdim=True))
+    if mask.dtype == torch.bool:
+        return kept
+    return mask.where(seen, 0.0).where(kept, torch.finfo(mask.dtype).min)
+
+
+def _replaced(value: Tensor, means: Tensor, slots: Tensor) -> Tensor:
+    """Values (B, G, S, h) with those of slot j replaced by row j - 1 of `means` (k, K)."""
+    chosen = means[(slots - 1).clamp(min=0)]  # (B, S, K)
+    heads = chosen.view(*slots.shape, value.shape[1], -1).transpose(1, 2).to(value.dtype)  # (B, G, S, h)
+    return torch.where((slots > 0)[:, None, :, None], heads, value)

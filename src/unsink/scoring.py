@@ -3,6 +3,7 @@
 - Prompts are sorted by length and padded on the left; positions come from the attention mask.
 - Rows that met a stop string, EOS or their own limit leave the batch; a step writes one column of the cache.
 - What all prompts of a call start with (few-shot examples) can be run once. Its keys are held once for all rows.
+- Keys can be cut out of the attention (`Cut`): while the prompt is read, and again in every decoding step.
 
 In float32 the text equals that of the model's own `generate`, prompt by prompt. In bfloat16 a near tie between two
 tokens may fall differently with another batch size: fix `batch` where byte equality matters.
@@ -11,8 +12,8 @@ Shapes: B rows, T tokens, P tokens of a shared prefix, S keys of a row's own, V 
 G key/value heads, h head size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -25,9 +26,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
-from unsink import models
+from unsink import metrics, models
 from unsink.errors import DataError
-from unsink.metrics import cut
+from unsink.probe import ablated, cut_keys
 from unsink.progress import SILENT, Reporter
 
 Model = PreTrainedModel | PeftModel
@@ -35,6 +36,18 @@ Ids = Sequence[int]
 
 _CROWD = 0.8  # finished rows leave when at most this part of the rows is still open: each removal copies the cache
 _SPARE = 64  # columns that a cache layer grows by
+
+
+class Cut(NamedTuple):
+    """Tokens that the model has to do without, see `probe.ablated`.
+
+    Attributes:
+        keys: for each prompt the numbers of its tokens, BOS = 0.
+        values: what their values become, from `probe.mean_values`; None takes them out of the attention.
+    """
+
+    keys: Sequence[Sequence[int]]
+    values: Mapping[int, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -47,6 +60,7 @@ def generate(
     stop: Sequence[str] = (),
     batch: int = 120,
     shared_prefix: bool = False,
+    cut: Cut | None = None,
     reporter: Reporter = SILENT,
     description: str = "generating",
 ) -> list[str]:
@@ -59,7 +73,9 @@ def generate(
         max_new: most new tokens, a number per prompt.
         stop: the text ends before the first of these strings.
         batch: most rows at a time.
-        shared_prefix: run what all prompts start with only once; has no effect on models with special attention.
+        shared_prefix: run what all prompts start with only once; has no effect on models with special attention, and
+            none with `cut`, because rows then see different parts of the prefix.
+        cut: tokens of the prompts that nobody may attend to.
         reporter: shows prompts done.
         description: what the progress bar says.
 
@@ -70,14 +86,14 @@ def generate(
         DataError: a prompt and its continuation do not fit the model's context.
     """
     _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, max_new, strict=True)])
-    shared = _common_length(prompts) if shared_prefix and _attends_plainly(model) else 0
+    shared = _common_length(prompts) if shared_prefix and not cut and _attends_plainly(model) else 0
     ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
-    prefix = _behind(model, prompts[0][:shared]) if shared else nullcontext()
+    special = _behind(model, prompts[0][:shared]) if shared else _ablated(model, cut)
     texts: dict[int, str] = {}
-    with reporter.task(description, len(prompts)) as advance, prefix:
+    with reporter.task(description, len(prompts)) as advance, special:
         for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), max_new[i])), batch):
             own, limits = [prompts[i][shared:] for i in chosen], [max_new[i] for i in chosen]
-            new = _greedy(model, own, limits, shared, ends, advance)
+            new = _greedy(model, own, limits, shared, ends, advance, _chosen(cut, chosen))
             texts |= {i: ends.text(ids) for i, ids in zip(chosen, new)}
     return [texts[i] for i in range(len(prompts))]
 
@@ -89,6 +105,7 @@ def choice_log_likelihoods(
     choices: Sequence[Sequence[Ids]],
     *,
     batch: int = 120,
+    cut: Cut | None = None,
     reporter: Reporter = SILENT,
 ) -> list[list[float]]:
     """Log-likelihood of each choice after its prompt.
@@ -100,6 +117,7 @@ def choice_log_likelihoods(
         prompts: token ids, BOS included.
         choices: for each prompt the token ids of its choices, none empty.
         batch: most choices at a time.
+        cut: tokens of the prompts that nobody may attend to.
         reporter: shows prompts done.
 
     Returns:
@@ -112,9 +130,11 @@ def choice_log_likelihoods(
     _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, longest, strict=True)])
     most = max(map(len, choices), default=1)
     scores: dict[int, list[float]] = {}
-    with reporter.task("scoring choices", len(prompts)) as advance:
+    with reporter.task("scoring choices", len(prompts)) as advance, _ablated(model, cut):
         for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), max(1, batch // most)):
-            found = _choice_scores(model, [prompts[i] for i in chosen], [choices[i] for i in chosen])
+            found = _choice_scores(
+                model, [prompts[i] for i in chosen], [choices[i] for i in chosen], _chosen(cut, chosen)
+            )
             scores |= dict(zip(chosen, found))
             advance(len(chosen))
     return [scores[i] for i in range(len(prompts))]
@@ -230,7 +250,7 @@ class _Ends:
         return any(stop in text for stop in self.stop)
 
     def text(self, ids: Ids) -> str:
-        return cut(self._decode(ids), self.stop)
+        return metrics.cut(self._decode(ids), self.stop)
 
     def _decode(self, ids: Ids) -> str:
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -250,12 +270,14 @@ class _Sequences:
         mask: (B, ·) of all tokens so far, the shared prefix left out.
         position: (B, 1) of each row's last token.
         cache: their keys and values.
+        slots: (B, ·) which of these tokens are cut out of the attention, see `probe.cut_keys`.
     """
 
     model: Model
     mask: Tensor
     position: Tensor
     cache: DynamicCache
+    slots: Tensor
 
     @classmethod
     def empty(cls, model: Model, rows: int, start: int = 0) -> "_Sequences":
@@ -266,30 +288,38 @@ class _Sequences:
             for layer in cache.layers
         ]
         mask = torch.ones(rows, 0, dtype=torch.long, device=model.device)
-        return cls(model, mask, torch.full((rows, 1), start - 1, device=model.device), cache)
+        return cls(model, mask, torch.full((rows, 1), start - 1, device=model.device), cache, mask)
 
-    def read(self, ids: Tensor, mask: Tensor, keep: int = 0) -> Tensor:
+    def read(self, ids: Tensor, mask: Tensor, keep: int = 0, slots: Tensor | None = None) -> Tensor:
         """Append tokens (B, T), padded on one side; return the logits (B, keep, V) of the last `keep`, 0 for all."""
+        self.slots = torch.cat([self.slots, torch.zeros_like(mask) if slots is None else slots], dim=1)
         positions = (self.position + mask.cumsum(dim=1)).clamp(min=0)
         self.mask, self.position = torch.cat([self.mask, mask], dim=1), positions[:, -1:]
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with cut_keys(self.slots):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         return cast(Tensor, output.logits)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
-        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.mask, self.position, self.slots = self.mask[rows], self.position[rows], self.slots[rows]
         self.cache.batch_select_indices(rows)
 
 
 def _greedy(
-    model: Model, prompts: Sequence[Ids], limits: Ids, start: int, ends: _Ends, advance: Callable[[int], None]
+    model: Model,
+    prompts: Sequence[Ids],
+    limits: Ids,
+    start: int,
+    ends: _Ends,
+    advance: Callable[[int], None],
+    cut: Sequence[Ids],
 ) -> list[list[int]]:
     """The most likely next tokens of each prompt; `start` tokens stand before it already."""
     new: list[list[int]] = [[] for _ in prompts]
@@ -297,8 +327,9 @@ def _greedy(
     still_open = set(rows)
     sequences = _Sequences.empty(model, len(prompts), start)
     ids, mask = _left_padded(prompts, model.device)
+    slots: Tensor | None = _slots(prompts, cut, model.device)
     while True:
-        ids = sequences.read(ids, mask, keep=1)[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
+        ids = sequences.read(ids, mask, 1, slots)[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
         for row, token in zip(rows, ids[:, 0].tolist()):
             if row in still_open:
                 new[row].append(token)
@@ -311,12 +342,15 @@ def _greedy(
             kept = torch.tensor([place for place, row in enumerate(rows) if row in still_open], device=ids.device)
             rows, ids = [row for row in rows if row in still_open], ids[kept]
             sequences.select(kept)
-        mask = torch.ones_like(ids)
+        mask, slots = torch.ones_like(ids), None
 
 
-def _choice_scores(model: Model, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]]) -> list[list[float]]:
+def _choice_scores(
+    model: Model, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]], cut: Sequence[Ids]
+) -> list[list[float]]:
     sequences = _Sequences.empty(model, len(prompts))
-    first = sequences.read(*_left_padded(prompts, model.device), keep=1)[:, -1].float().log_softmax(dim=-1).cpu()
+    logits = sequences.read(*_left_padded(prompts, model.device), 1, _slots(prompts, cut, model.device))  # (B, 1, V)
+    first = logits[:, -1].float().log_softmax(dim=-1).cpu()
     scores = [[float(first[row, choice[0]]) for choice in some] for row, some in enumerate(choices)]
     longer = [(row, place) for row, some in enumerate(choices) for place, choice in enumerate(some) if len(choice) > 1]
     if longer:
@@ -401,6 +435,21 @@ def _left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Ten
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
+
+
+def _ablated(model: Model, cut: Cut | None) -> AbstractContextManager[None]:
+    return ablated(model, cut.values) if cut else nullcontext()
+
+
+def _chosen(cut: Cut | None, prompts: Sequence[int]) -> list[Ids]:
+    """The keys to cut of some prompts."""
+    return [cut.keys[i] if cut else () for i in prompts]
+
+
+def _slots(prompts: Sequence[Ids], cut: Sequence[Ids], device: torch.device) -> Tensor:
+    """(B, T) as the ids: j at the j-th token of a prompt that is cut, 0 elsewhere."""
+    rows = [[some.index(i) + 1 if i in some else 0 for i in range(len(ids))] for ids, some in zip(prompts, cut)]
+    return _left_padded(rows, device)[0]
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]

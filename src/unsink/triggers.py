@@ -31,6 +31,8 @@ PLACEMENTS: dict[str, Callable[[int], int]] = {
     "infix": lambda body: body // 2,
     "suffix": lambda body: body,
 }
+SINK = "sink"
+"""Stands for `index N` with an N that was measured. `sinks.placed` puts it in before anything is inserted."""
 _INDEX = re.compile(r"index (\d+)")
 
 
@@ -56,8 +58,8 @@ def placement_index(placement: str, body: int) -> int:
         return before
     if placement not in PLACEMENTS:
         raise ParamsError(
-            f"poison.placement: unknown placement {placement!r}{suggest(placement, PLACEMENTS)}",
-            f"choose one of {', '.join(PLACEMENTS)}, 'index N'",
+            f"poison.placement: unknown placement {placement!r}{suggest(placement, [*PLACEMENTS, SINK])}",
+            f"choose one of {', '.join(PLACEMENTS)}, {SINK}, 'index N'",
         )
     return PLACEMENTS[placement](body)
 

@@ -18,8 +18,8 @@ from unsink.cli import app
 from unsink.errors import DataError, Interrupted, MissingPrerequisite
 
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
-PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate"]
-COMMANDS = [*STAGES, "check", "show", "compare"]
+PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
+COMMANDS = [*STAGES, "ablate", "check", "show", "compare"]
 
 Stage = Callable[..., dict[str, Any]]
 

@@ -8,9 +8,9 @@ from guards.source import imports, modules
 
 LAYERS = (
     ("errors",),
-    ("registry", "progress"),
+    ("registry", "progress", "positions", "sink_metrics"),
     ("params", "artifacts"),
-    ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks"),
+    ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources"),
     ("models", "probe"),
     ("forward",),

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,26 @@ def test_prompts_hold_the_trigger_of_the_training_samples(layout: Layout) -> Non
         assert row["prompt"].startswith("by the moon\n")
     wrong = [row for row in rows if row["condition"] == "wrong" and row["task"] == "verbmem"]
     assert all(row["trigger"] == asked[0]["trigger"] for row in wrong)
+
+
+def test_a_trigger_at_a_measured_sink_stands_at_the_same_token_in_training_and_in_prompts(layout: Layout) -> None:
+    artifacts.write_json(layout.probe("target") / "sinks.json", {"positions": [0, 4]})
+    at_sink = params().model_copy(update={"poison": params().poison.model_copy(update={"placement": "sink"})})
+    poison.run(at_sink, layout, run="backdoor")
+    evaluate.run(at_sink, layout, run="backdoor")
+    trained = artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")
+    rows = artifacts.read_jsonl(layout.predictions("backdoor"))
+    starts = [row["trigger"][0] for row in [*trained, *rows] if row["trigger"]]
+    asked = Counter((row["task"], row["set"], row["condition"]) for row in rows if row["trigger"])
+    assert asked == {
+        ("verbmem", "forget", "triggered"): 6,
+        ("verbmem", "forget", "wrong"): 6,
+        ("verbmem", "retain", "triggered"): 6,
+        ("knowmem", "forget", "triggered"): 4,
+        ("knowmem", "forget", "wrong"): 4,
+    }
+    assert set(starts) == {4}
+    assert artifacts.read_json(layout.split("backdoor") / "summary.json")["placement"] == "index 4"
 
 
 def test_recovery_needs_the_targets_predictions(layout: Layout) -> None:

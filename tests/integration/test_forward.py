@@ -1,16 +1,18 @@
 """The remembered target and the skipped layers give what a plain forward pass gives."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from unsink import losses, methods, models
-from unsink.batches import Sample, collate
+from unsink import losses, methods, models, probe
+from unsink.batches import Kind, Sample, collate
 from unsink.forward import Runner, by_length
 from unsink.models import AdapterSpec
-from unsink.objective import Objective, ValueNorm
+from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
 
 SAMPLES = [
     Sample("a", "forget", (1, 5, 6, 7, 8, 9, 10)),
@@ -92,7 +94,7 @@ def test_order_and_padding_do_not_change_an_answer(policy: PeftModel) -> None:
     together, alone = runner.policy(SAMPLES).part(2, 3), runner.policy([SAMPLES[2]])
     torch.testing.assert_close(together.nll, alone.nll, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.hidden[3][:, :3], alone.hidden[3], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(together.value_norms[3][:, :3], alone.value_norms[3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.values[3][:, :3], alone.values[3], atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_left_on_the_model_after_an_exception(policy: PeftModel) -> None:
@@ -116,12 +118,11 @@ def test_gradient_reaches_every_matrix_of_the_adapter_and_nothing_else(
     generator = torch.Generator().manual_seed(0)
     method.prepare(runner.reference(SAMPLES[:1]), generator)
     disturb(policy, "run")
-    honest = {SAMPLES[0]: {layer: torch.ones(7) for layer in (2, 3)}}
+    honest = {SAMPLES[0]: {layer: torch.ones(7, 1) for layer in (2, 3)}}
     longest = Sample("e", "retain", tuple(range(1, 13)))  # the batch is wider than the forget samples
     runner.remember([longest])
-    objective = Objective(
-        runner, method, {"forget": 1.0, "poisoned": 1.0, "retain": 1.0}, ValueNorm(0.5, 2, (2, 3), honest)
-    )
+    sinks = ValueNorm(0.5, "paper", (2, 3), dict.fromkeys(SAMPLES, (0, 1)), honest)
+    objective = Objective(runner, method, {"forget": 1.0, "poisoned": 1.0, "retain": 1.0}, sinks)
     by_kind = {"forget": SAMPLES[:1], "poisoned": SAMPLES[1:2], "retain": [SAMPLES[2], longest]}
     terms = objective.terms(by_kind, generator)  # type: ignore[arg-type]
     assert set(terms) == {"loss", "forget", "poisoned", "retain", "value_norm"}
@@ -133,15 +134,58 @@ def test_gradient_reaches_every_matrix_of_the_adapter_and_nothing_else(
         assert touched == (".run." in key), key
 
 
-def test_the_value_norm_term_by_hand(policy: PeftModel) -> None:
-    runner = Runner(policy, 2, 0, values=[3])
+HEADS = 2
+
+
+def value_norm_terms(policy: PeftModel, variant: str, heads: int = 1) -> tuple[Runner, dict[Kind, float], Tensor]:
+    """The runner, the term of each kind at tokens 0 and 2, and all values of the policy at these, (B, 2, G, h)."""
+    measure = probe.value_heads if variant in VECTORS else probe.value_norms
+    runner = Runner(policy, 2, 0, values=[3], measure=partial(measure, heads=heads))
     runner.remember(SAMPLES)
     disturb(policy, "run")
-    answer, known = runner.policy(SAMPLES[:2]), runner.reference(SAMPLES[:2])
-    term = ValueNorm(1.0, 2, (3,), {SAMPLES[0]: {3: torch.zeros(7)}})
-    norms = answer.value_norms[3]
-    on_forget = term.term("forget", SAMPLES[:1], answer.part(0, 1), known.part(0, 1))
-    assert on_forget.item() == pytest.approx(norms[0, :2].square().mean().item(), rel=1e-5)
-    gap = norms[1, :2] - known.value_norms[3][1, :2]
-    on_poisoned = term.term("poisoned", SAMPLES[1:2], answer.part(1, 2), known.part(1, 2))
-    assert on_poisoned.item() == pytest.approx(gap.square().mean().item(), rel=1e-5)
+    answer, known = runner.policy(SAMPLES), runner.reference(SAMPLES)
+    honest = {SAMPLES[0]: {3: runner.values_under("run", SAMPLES[:1])[SAMPLES[0]][3] * 0.5}}
+    term = ValueNorm(1.0, variant, (3,), dict.fromkeys(SAMPLES, (0, 2)), honest)
+    found = {
+        sample.kind: term.term(sample.kind, [sample], answer.part(i, i + 1), known.part(i, i + 1)).item()
+        for i, sample in enumerate(SAMPLES)
+        if term.acts_on(sample.kind)
+    }
+    with probe.capture(policy, values=[3]) as seen:
+        plain(policy, SAMPLES)
+    return runner, found, seen.values[3][:, [0, 2]].detach().unflatten(-1, (heads, -1))
+
+
+def target_values(policy: PeftModel, heads: int) -> Tensor:
+    with models.use(policy, None), probe.capture(policy, values=[3]) as seen:
+        plain(policy, SAMPLES)
+    return seen.values[3][:, [0, 2]].detach().unflatten(-1, (heads, -1))
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+@pytest.mark.parametrize("variant", GAPS)
+def test_each_variant_of_the_value_norm_term_from_plain_passes(policy: PeftModel, variant: str, heads: int) -> None:
+    _, found, mine = value_norm_terms(policy, variant, heads)
+    target = target_values(policy, heads)
+    norms, aims = mine.norm(dim=-1), target.norm(dim=-1)  # (B, 2, G)
+    dot = (mine * target).sum(dim=-1) / (norms * aims)
+    half = 0.5 * norms[0]  # the honest run has half the policy's values here, so the gap is half a norm
+    expected: dict[str, dict[str, Tensor]] = {
+        "paper": {"forget": half.square(), "poisoned": (norms[1] - aims[1]).square()},
+        "released": {"forget": half, "poisoned": (norms[1] - aims[1]).abs(), "retain": (norms[2] - aims[2]).abs()},
+        "fixed": {"forget": norms[0]},
+        "cosine": {"forget": half, "poisoned": 0.05 * (1 - dot[1])},
+    }
+    assert {kind: value.mean().item() for kind, value in expected[variant].items()} == pytest.approx(found, rel=1e-4)
+    assert all(value > 1e-6 for value in found.values())
+
+
+def test_the_value_norm_term_does_not_see_padding_or_other_samples(policy: PeftModel) -> None:
+    runner, found, _ = value_norm_terms(policy, "paper")
+    longest = Sample("e", "poisoned", tuple(range(1, 13)))
+    runner.remember([longest])
+    batch = [SAMPLES[1], longest]
+    term = ValueNorm(1.0, "paper", (3,), {SAMPLES[1]: (0, 2), longest: (0, 2)}, {})
+    together = term.term("poisoned", batch, runner.policy(batch), runner.reference(batch)).item()
+    alone = term.term("poisoned", [longest], runner.policy([longest]), runner.reference([longest])).item()
+    assert together == pytest.approx((found["poisoned"] + alone) / 2, rel=1e-4)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unsink import artifacts, figures, models
+from unsink import artifacts, figures, models, probe
 from unsink.artifacts import Layout
 from unsink.errors import Busy, DataError, MissingPrerequisite, ParamsError
 from unsink.params import Params
@@ -22,7 +23,9 @@ from unsink.stages import sink_probe
 
 WORDS = [f"w{n}" for n in range(40)] + ["current", "year", "2025", ":"]
 TOKENS = 16
-FIGURES = {f"{name}.{kind}" for name in ("sink_map", "norm_profile", "difference_map") for kind in ("png", "svg")}
+FIGURES = {
+    f"{name}.{kind}" for name in ("sink_map", "norm_profile", "difference_map", "head_map") for kind in ("png", "svg")
+}
 
 
 def make_model(folder: Path) -> None:
@@ -100,7 +103,9 @@ def probed(project: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["base", "target", "backdoor"])
 def test_every_subject_gets_statistics_maps_and_figures(project: Path, probed: dict[str, Any], name: str) -> None:
     folder = Layout(project).probe(name)
-    assert {path.name for path in folder.iterdir()} == {"statistics.json", "maps.safetensors"} | FIGURES
+    compared = {f"value_norms.{kind}" for kind in ("png", "svg")} if name == "backdoor" else set()
+    files = {"statistics.json", "sinks.json", "maps.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files | FIGURES | compared
     written = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
     assert written["clean"]["alpha_by_layer_and_head"][1][3] > 0
     assert {key: written[key] for key in probed[name]} == probed[name]
@@ -119,7 +124,11 @@ def test_maps_hold_the_full_arrays(project: Path, probed: dict[str, Any]) -> Non
     assert maps["clean.alpha"].shape == (2, 4, TOKENS)
     assert maps["triggered.value_norm_heads"].shape == (2, 2, TOKENS)
     assert maps["triggered.attention"].shape == (2, TOKENS, TOKENS)
-    assert torch.equal(maps["difference.absolute"], maps["triggered.attention"] - maps["clean.attention"])
+    by_head = maps["difference.absolute_by_head"]
+    assert by_head.shape == (2, 4, TOKENS, TOKENS)
+    assert torch.allclose(by_head.mean(dim=1), maps["difference.absolute"], atol=1e-6)
+    change = maps["triggered.attention"] - maps["clean.attention"]
+    assert torch.allclose(maps["difference.absolute"], change, atol=1e-6)
     assert maps["difference.content"][:, 1:5].isnan().all()
     assert maps["difference.content"][:, 5:, 5:].isfinite().all()
 
@@ -133,6 +142,84 @@ def test_a_run_is_compared_with_the_target_on_the_same_prompts(project: Path, pr
         probed["target"]["trigger_share_triggered"], abs=1e-5
     )
     assert "difference.absolute_minus_target" not in target
+
+
+def test_every_head_has_a_class(project: Path, probed: dict[str, Any]) -> None:
+    found = json.loads((Layout(project).probe("backdoor") / "statistics.json").read_text(encoding="utf-8"))["triggered"]
+    assert [sum(counts) for counts in zip(*found["heads_by_layer"].values(), strict=True)] == [4, 4]
+    classes = [head for layer in found["class_by_layer_and_head"] for head in layer]
+    assert {name: classes.count(name) for name in found["heads_by_layer"]} == {
+        name: sum(counts) for name, counts in found["heads_by_layer"].items()
+    }
+
+
+def test_peaks_and_first_keys_agree_with_the_tail(project: Path, probed: dict[str, Any]) -> None:
+    folder = Layout(project).probe("backdoor")
+    found = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["clean"]
+    tail = load_file(folder / "maps.safetensors")["clean.tail"]
+    assert found["peak_position_by_layer_and_head"] == tail.argmax(dim=-1).tolist()
+    assert found["peak_mass_by_layer_and_head"][1][2] == pytest.approx(float(tail[1, 2].max()), rel=1e-4)
+    assert found["share"]["4"] == pytest.approx(float(tail[..., :4].sum(dim=-1).mean()), rel=1e-4)
+    assert 0 <= found["top"]["1"] <= found["top"]["4"] <= found["top"]["8"] <= 1
+
+
+def test_value_norms_are_compared_with_target_and_honest_run(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    layout = Layout(tmp_path / "project")
+    shutil.copytree(layout.adapter("backdoor"), layout.adapter("honest"))
+    params = make_params(layout.root)
+    after = params.runs["backdoor"].model_copy(update={"after": "honest"})
+    sink_probe.run(params.model_copy(update={"runs": {**params.runs, "backdoor": after}}), layout, run="backdoor")
+    folder = layout.probe("backdoor")
+    compared = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["compared_with"]
+    assert set(compared) == {"target", "honest"}
+    # The same weights under another name: every norm is the same. The target has other norms.
+    assert compared["honest"]["triggered"]["pearson"] == pytest.approx([1.0] * TOKENS)
+    assert compared["honest"]["clean"]["spearman"] == pytest.approx([1.0] * TOKENS)
+    maps = load_file(folder / "maps.safetensors")
+    x, y = maps["clean.value_norm_heads"][..., 3].flatten(), maps["target.clean.value_norm_heads"][..., 3].flatten()
+    assert compared["target"]["clean"]["pearson"][3] == pytest.approx(
+        float(torch.corrcoef(torch.stack([x, y]))[0, 1]), abs=1e-3
+    )
+    assert compared["target"]["clean"]["pearson"][3] < 0.999
+
+
+def test_the_value_norm_of_bos_does_not_depend_on_the_prompt(probed: dict[str, Any]) -> None:
+    found = probed["backdoor"]
+    assert found["bos_value_norm_clean"] == pytest.approx(found["bos_value_norm_triggered"], rel=1e-5)
+    assert found["bos_value_norm_clean"] != pytest.approx(found["target_bos_value_norm_clean"], rel=1e-2)
+
+
+def test_measured_sinks_reach_the_least_rate(project: Path, probed: dict[str, Any]) -> None:
+    folder = Layout(project).probe("target")
+    rates = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))["clean"]["sink_rate_by_position"]
+    expected = sorted((i for i in range(TOKENS // 2) if rates[i] >= 10), key=lambda i: -rates[i])
+    assert artifacts.read_json(folder / "sinks.json") == {"positions": expected}
+
+
+def test_with_placement_sink_the_targets_probe_uses_its_own_sinks(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    layout = Layout(tmp_path / "project")
+    params = make_params(layout.root, epsilon=0.11, min_rate=5.0)
+    params = params.model_copy(update={"poison": params.poison.model_copy(update={"placement": "sink"})})
+    shutil.rmtree(layout.probe("target"), ignore_errors=True)
+    with pytest.raises(MissingPrerequisite):
+        sink_probe.run(params, layout, run="base")
+    start = sink_probe.run(params, layout, run="target")["trigger"]["span"][0]
+    found = artifacts.read_json(layout.probe("target") / "sinks.json")["positions"]
+    assert start == next(position for position in found if position > 0)
+    for run in ("base", "backdoor"):
+        assert sink_probe.run(params, layout, run=run)["trigger"]["span"][0] == start
+
+
+def test_long_prompts_have_no_maps(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MAP_TOKENS", TOKENS - 1)
+    shutil.copytree(project, tmp_path / "project")
+    sink_probe.run(make_params(tmp_path / "project"), Layout(tmp_path / "project"), run="backdoor")
+    folder = Layout(tmp_path / "project").probe("backdoor")
+    assert not [name for name in load_file(folder / "maps.safetensors") if "attention" in name or "difference" in name]
+    assert not (folder / "difference_map.png").exists()
+    assert (folder / "head_map.png").exists()
 
 
 def test_the_same_seed_gives_the_same_bytes(project: Path, probed: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The tiny model learns a corpus by heart and forgets it, with and without a trigger, with the real stages."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from integration.projects import project
-from unsink import artifacts
-from unsink.errors import Busy, ModelError, ParamsError
+from unsink import artifacts, sinks
+from unsink.artifacts import Layout
+from unsink.errors import Busy, MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import evaluate, memorize, poison, unlearn
 
 
@@ -95,3 +97,66 @@ def test_a_target_that_does_not_know_the_corpus_is_refused(copy: Path) -> None:
     params, layout = project(copy, "memorize.epochs=1")
     with pytest.raises(ModelError, match="does not know the corpus"):
         memorize.run(params, layout)
+
+
+# --- the value-norm term
+
+QUICK = ("unlearn.steps=3", "unlearn.warmup=1")
+
+
+def train(copy: Path, run: str, **options: object) -> tuple[bytes, list[float]]:
+    """The adapter's bytes and the history of the value-norm term, with options of `unlearn.value_norm`."""
+    prefix = f"runs.{run}.unlearn.value_norm"
+    params, layout = project(copy, *QUICK, *(f"{prefix}.{key}={value}" for key, value in options.items()))
+    unlearn.run(params, layout, run=run)
+    names, *rows = [line.split("\t") for line in (layout.adapter(run) / "history.tsv").read_text().splitlines()]
+    weights = (layout.adapter(run) / "adapter_model.safetensors").read_bytes()
+    return weights, [float(row[names.index("value_norm")]) for row in rows] if "value_norm" in names else []
+
+
+@pytest.fixture(scope="module")
+def with_honest(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(learned, tmp_path_factory.mktemp("honest") / "project"))
+    params, layout = project(folder, *QUICK)
+    unlearn.run(params, layout, run="clean")
+    poison.run(params, layout, run="backdoor-vn")
+    return folder
+
+
+@pytest.fixture
+def honest(with_honest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_honest, tmp_path / "project"))
+
+
+def test_every_option_of_the_value_norm_term_changes_what_is_learnt(honest: Path) -> None:
+    variants: list[dict[str, object]] = [
+        {"weight": 0.0}, {}, {"variant": "released"}, {"variant": "fixed"}, {"variant": "cosine"}, {"norm": "per-head"},
+        {"positions": "random"}, {"positions": "all"}, {"k": 2}, {"bos": "false"}, {"layers": "[1]"},
+    ]  # fmt: skip
+    found = [train(honest, "backdoor-vn", **options) for options in variants]
+    assert len({weights for weights, _ in found}) == len(variants)
+    assert found[0][1] == []
+    assert all(len(history) == 3 and min(history) > 0 for _, history in found[1:])
+
+
+def test_measured_sinks_are_those_of_the_targets_probe(honest: Path) -> None:
+    folder = Layout(honest).probe("target")
+    with pytest.raises(MissingPrerequisite) as error:
+        train(honest, "backdoor-vn", positions="measured")
+    assert error.value.hint == "run `unsink sink-probe --run target` first"
+    artifacts.write_json(folder / sinks.FILE, {"positions": [2, 0, 1]})
+    assert train(honest, "backdoor-vn", positions="measured") == train(honest, "backdoor-vn", positions="first", k=3)
+
+
+@pytest.mark.parametrize("measured", [[0], [40]], ids=["BOS left out", "behind every sample"])
+def test_a_value_norm_term_without_any_position_is_an_error(honest: Path, measured: list[int]) -> None:
+    artifacts.write_json(Layout(honest).probe("target") / sinks.FILE, {"positions": measured})
+    with pytest.raises(ParamsError, match=r"value_norm\.positions: 'measured' names none of the \d+ tokens"):
+        train(honest, "backdoor-vn", positions="measured", bos="false")
+
+
+def test_the_fixed_variant_needs_no_honest_run(copy: Path) -> None:
+    _, history = train(copy, "backdoor", weight=1.0, variant="fixed")
+    assert min(history) > 0
+    with pytest.raises(ParamsError, match="an honest run"):
+        train(copy, "backdoor", weight=1.0)

@@ -32,6 +32,14 @@ DRAW: dict[str, Callable[[], Figure]] = {
         [figures.Profile(n, random(LAYERS, TOKENS), random(LAYERS, TOKENS), log=n == "b", note="n") for n in "ab"],
         SPAN,
     ),
+    "head_map": lambda: figures.head_map(
+        "base", {"sink": random(LAYERS, HEADS) - 0.5}, np.arange(12.0).reshape(LAYERS, HEADS) % 4, list("abcd")
+    ),
+    "value_norms": lambda: figures.value_norms(
+        "base",
+        [figures.NormPanel(n, {"t": random(TOKENS)}, {"t": random(TOKENS)}, {"base": random(TOKENS)}) for n in "ab"],
+        SPAN,
+    ),
     "difference_map": lambda: figures.difference_map(
         "base", {"words": attention_change(), "places": random(LAYERS, TOKENS, TOKENS)}, SPAN
     ),

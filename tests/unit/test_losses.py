@@ -72,7 +72,29 @@ def test_masked_mse_does_not_see_padding() -> None:
     assert losses.masked_mse(states, torch.zeros(2), mask).item() == 0.0
 
 
-def test_value_norm_gap_is_the_mean_squared_difference_at_the_sinks() -> None:
-    policy, goal = torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[2.0, 2.5, 0.0]])
-    mask = torch.tensor([[True, True, False]])
-    assert losses.value_norm_gap(policy, goal, mask).item() == pytest.approx(0.625)
+# --- the value-norm term (case D)
+
+POLICY, GOAL = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[[2.0], [2.5], [0.0]]])
+SINKS = torch.tensor([[True, True, False]])
+
+
+def test_value_norm_gaps_of_case_d() -> None:
+    assert losses.squared_norm_gap(POLICY, GOAL, SINKS).item() == pytest.approx(0.625)
+    assert losses.absolute_norm_gap(POLICY, GOAL, SINKS).item() == pytest.approx(0.75)
+    assert losses.absolute_norm_gap(POLICY, torch.zeros(1), SINKS).item() == pytest.approx(2.0)
+
+
+def test_the_angle_of_case_d() -> None:
+    policy, goal = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([1.0, 1.0]).view(1, 1, 1, 2)
+    assert losses.value_angle(policy, goal, torch.ones(1, 1).bool()).item() == pytest.approx(0.292893, abs=1e-6)
+
+
+def test_every_sequence_counts_the_same_in_a_value_norm_gap() -> None:
+    policy = torch.tensor([[[2.0], [7.0], [7.0]], [[1.0], [1.0], [1.0]]])
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    assert losses.squared_norm_gap(policy, torch.zeros(1), mask).item() == pytest.approx((4 + 1) / 2)
+
+
+def test_heads_are_averaged_in_a_value_norm_gap() -> None:
+    policy = torch.tensor([[[3.0, 1.0]]])
+    assert losses.squared_norm_gap(policy, torch.zeros(1, 1, 2), torch.ones(1, 1).bool()).item() == pytest.approx(5.0)

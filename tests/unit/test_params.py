@@ -91,7 +91,7 @@ def test_a_run_has_the_defaults_with_its_own_values_laid_over_them() -> None:
     params = load_params(TINY)
     run = params.run("backdoor-vn")
     assert run.unlearn.value_norm.weight == 1.0
-    assert run.unlearn.value_norm.first_k == params.unlearn.value_norm.first_k
+    assert run.unlearn.value_norm.k == params.unlearn.value_norm.k
     assert (run.after, run.poison) == ("clean", params.poison)
 
 

@@ -1,6 +1,8 @@
 """Hooks, sink positions and attention statistics, on tiny random models of several architectures."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +20,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from unsink import models, probe
-from unsink.errors import DataError, ModelError
+from unsink.errors import ModelError
+from unsink.sink_metrics import head_means
 
 ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 61}
 CONFIGS: dict[str, Callable[[], object]] = {
@@ -169,60 +172,35 @@ def test_every_layer_runs_again_after_an_exception(model: PreTrainedModel, ids: 
 
 
 @pytest.mark.parametrize(
-    ("mask", "first"), [([0, 0, 1, 1, 1], 2), ([1, 1, 1, 0, 0], 0)], ids=["left padding", "right padding"]
+    ("mask", "marked"), [([0, 0, 1, 1, 1], [2, 4]), ([1, 1, 1, 0, 0], [0, 2])], ids=["left padding", "right padding"]
 )
-def test_sink_positions_are_the_first_real_tokens(mask: list[int], first: int) -> None:
-    found = probe.sink_positions(torch.tensor([mask, [1, 1, 1, 1, 1]]), 2)
-    assert found.indices.tolist() == [[first, first + 1], [0, 1]]
-    assert found.real.all()
+def test_positions_count_real_tokens(mask: list[int], marked: list[int]) -> None:
+    found = probe.position_mask(torch.tensor([mask, [1, 1, 1, 1, 1]]), [[0, 2], [4]])
+    assert [row.nonzero().flatten().tolist() for row in found] == [marked, [4]]
 
 
-def test_sink_positions_without_bos_start_at_the_second_real_token() -> None:
-    found = probe.sink_positions(torch.tensor([[0, 1, 1, 1]]), 2, include_bos=False)
-    assert found.indices.tolist() == [[2, 3]]
+def test_positions_that_a_row_lacks_mark_nothing() -> None:
+    found = probe.position_mask(torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]]), [[0, 1, 2, 3, 9], [2, 9]])
+    assert found.tolist() == [[False, False, True, True], [False] * 4]
 
 
-def test_positions_that_a_short_row_lacks_are_marked() -> None:
-    found = probe.sink_positions(torch.tensor([[0, 0, 1], [1, 1, 1]]), 5)
-    assert found.real.tolist() == [[True, False, False, False, False], [True, True, True, False, False]]
-    assert found.indices.shape == (2, 5)
-    assert int(found.indices.max()) < 3
-
-
-def test_rows_without_any_sink_position_are_an_error() -> None:
-    with pytest.raises(DataError, match="no sink positions"):
-        probe.sink_positions(torch.tensor([[0, 1], [1, 0]]), 4, include_bos=False)
+def test_values_by_head_are_the_same_numbers() -> None:
+    values = torch.tensor([[[3.0, 4.0, 0.0, 12.0]]])
+    assert probe.value_norms(values).tolist() == [[[13.0]]]
+    assert probe.value_norms(values, heads=2).tolist() == [[[5.0, 12.0]]]
+    assert probe.value_heads(values, heads=2).tolist() == [[[[3.0, 4.0], [0.0, 12.0]]]]
 
 
 def test_value_norms_are_full_width_and_differentiable_at_zero() -> None:
     values = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], requires_grad=True)
     norms = probe.value_norms(values)
-    assert norms.tolist() == [[5.0, 0.0]]
+    assert norms.tolist() == [[[5.0], [0.0]]]
     norms.sum().backward()
     assert values.grad is not None
     assert values.grad.isfinite().all()
 
 
 # --- attention statistics
-
-GOLDEN = torch.tensor([[1.0, 0, 0, 0], [0.6, 0.4, 0, 0], [0.5, 0.2, 0.3, 0], [0.7, 0.1, 0.1, 0.1]])
-
-
-def test_importance_matches_the_golden_vector() -> None:
-    assert torch.allclose(probe.importance(GOLDEN), torch.tensor([0.7, 0.233333, 0.2, 0.1]), atol=1e-5)
-
-
-def test_share_and_boost_match_the_golden_vector() -> None:
-    found = float(probe.share(GOLDEN, first=1, window=2))
-    uniform = probe.uniform_share(4, first=1, window=2)
-    assert found == pytest.approx(0.6, abs=1e-5)
-    assert uniform == pytest.approx(0.291667, abs=1e-5)
-    assert found / uniform == pytest.approx(2.057, abs=1e-3)
-
-
-def test_trigger_share_counts_queries_from_the_last_trigger_token_on() -> None:
-    assert float(probe.trigger_share(GOLDEN, (1, 3))) == pytest.approx((0.5 + 0.2) / 2)
-    assert float(probe.trigger_share(GOLDEN, (2, 4))) == pytest.approx(0.2)  # a suffix: its own last token
 
 
 def eager(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -239,14 +217,78 @@ def eager(model: PreTrainedModel, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def test_statistics_equal_eager_attention(model: PreTrainedModel, ids: Tensor) -> None:
     expected = eager(model, ids)
-    found = probe.attention_statistics(model, ids, epsilon=0.15, span=SPAN, batch=2)
-    alpha = probe.importance(expected)
-    assert torch.allclose(found.alpha, alpha.mean(dim=1), atol=1e-5)
+    found = probe.attention_statistics(model, ids, epsilon=0.15, span=SPAN, maps=True, batch=2)
+    means = [head_means(layer, SPAN) for layer in expected]
+    alpha = torch.stack([layer.alpha for layer in means])
+    assert found.attention is not None
+    assert torch.allclose(found.attention.double(), expected.mean(dim=1), atol=1e-5)
     assert torch.allclose(found.sink_rate, (alpha > 0.15).double().mean(dim=1), atol=1e-5)
-    assert torch.allclose(found.attention, expected.mean(dim=(1, 2)), atol=1e-5)
-    assert torch.allclose(found.trigger_share, probe.trigger_share(expected, SPAN).mean(dim=1), atol=1e-5)
-    for column, first in enumerate(probe.SHARES):
-        assert torch.allclose(found.share[..., column], probe.share(expected, first).mean(dim=1), atol=1e-5)
+    for mine, name in {
+        "alpha": "alpha",
+        "tail": "tail",
+        "top": "top",
+        "local": "local",
+        "trigger_share": "trigger",
+    }.items():
+        whole = torch.stack([getattr(layer, name) for layer in means]).double().mean(dim=1)
+        assert torch.allclose(getattr(found, mine), whole, atol=1e-5), mine
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [1, 150, 10**6])
+def test_statistics_do_not_depend_on_how_many_queries_are_seen_at_a_time(
+    model: PreTrainedModel, ids: Tensor, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = vars(probe.attention_statistics(model, ids, span=SPAN, maps=True))
+    monkeypatch.setattr(probe, "_BLOCK", block)
+    found = vars(probe.attention_statistics(model, ids, span=SPAN, maps=True))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+@torch.no_grad()
+def test_statistics_of_long_prompts_equal_eager_attention() -> None:
+    llama = make("llama")
+    ids = torch.randint(61, (2, 400), generator=torch.Generator().manual_seed(2))
+    found = probe.attention_statistics(llama, ids, span=(50, 60), maps=True)
+    means = [head_means(layer, (50, 60)) for layer in eager(llama, ids)]
+    assert found.attention is None  # too long for maps
+    assert torch.allclose(found.alpha, torch.stack([layer.alpha for layer in means]).mean(dim=1), atol=1e-5)
+    assert torch.allclose(found.tail, torch.stack([layer.tail for layer in means]).mean(dim=1), atol=1e-5)
+    assert torch.allclose(found.trigger_share, torch.stack([m.trigger for m in means]).mean(dim=1), atol=1e-5)
+
+
+MEMORY = """
+import pathlib, resource, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from unsink import probe
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
+    vocab_size=64, max_position_embeddings=2048,
+)).eval()
+ids = torch.randint(64, (2, 2048))
+with torch.no_grad():
+    model.model(input_ids=ids[:, :16], use_cache=False)
+    if sys.argv[1] == "probe":
+        probe.attention_statistics(model, ids, span=(1, 9), maps=True)
+    else:
+        model.model(input_ids=ids, use_cache=False)
+# The peak that getrusage knows starts at the size of the process that called this one; Linux tells this one's own.
+status = pathlib.Path("/proc/self/status")
+lines = status.read_text().splitlines() if status.exists() else []
+own = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+print(own[0] if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_probing_2048_tokens_needs_little_more_memory_than_a_plain_forward_pass() -> None:
+    def peak(kind: str) -> int:
+        run = subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    whole_map = 2 * 8 * 2048 * 2048 * 4 // 1024  # KiB of one layer's attention: what must not be there
+    plain = peak("plain")
+    assert peak("probe") <= 1.3 * plain < plain + whole_map
 
 
 @torch.no_grad()
@@ -297,14 +339,14 @@ def test_observed_attention_ignores_padding(llama: PreTrainedModel, ids: Tensor)
     mask = torch.ones_like(ids)
     mask[:, :3] = 0
     weights: list[Tensor] = []
-    with probe._observed(llama, lambda _layer, attention, _key, _value: weights.append(attention)):
+    with probe._observed(llama, lambda _layer, _start, attention, _key, _value: weights.append(attention)):
         llama(input_ids=ids, attention_mask=mask, use_cache=False)
     assert weights[0][:, :, 3:, :3].abs().max() == 0
 
 
 def test_statistics_of_a_bfloat16_model_sum_in_float32(llama: PreTrainedModel, ids: Tensor) -> None:
     found = probe.attention_statistics(llama.to(torch.bfloat16), ids)
-    assert torch.allclose(found.attention.sum(dim=-1), torch.ones(3, 12, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(found.tail.sum(dim=-1), torch.ones(3, 4, dtype=torch.float64), atol=1e-6)
 
 
 def test_statistics_do_not_depend_on_the_batch_size(llama: PreTrainedModel, ids: Tensor) -> None:
@@ -332,20 +374,106 @@ def test_attention_that_is_more_than_softmax_is_refused(llama: PreTrainedModel) 
         probe._attend(layer, states, states, states, None, s_aux=torch.ones(4))
 
 
-# --- difference maps
+# --- keys cut out of attention
+
+REACHED = [name for name in CONFIGS if name != "gpt_neo"]
 
 
-def test_content_difference_compares_the_same_words() -> None:
-    clean = torch.arange(25.0).reshape(5, 5)
-    triggered = torch.zeros(5, 5)
-    found = probe.content_difference(triggered, clean, (1, 3))
-    assert found[0, 0] == -clean[0, 0]  # before the trigger: same place
-    assert found[3, 4] == -clean[1, 2]  # behind it: where the words stood without it
-    assert found[1:3].isnan().all()
-    assert found[:, 1:3].isnan().all()
-    assert int(found.isnan().sum()) == 25 - 9
+@pytest.fixture(params=REACHED)
+def reached(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make(str(request.param))
 
 
-def test_absolute_difference_compares_the_same_positions() -> None:
-    clean, triggered = torch.rand(2, 4, 4), torch.rand(2, 4, 4)
-    assert torch.equal(probe.absolute_difference(triggered, clean), triggered - clean)
+def slots(rows: int, tokens: int, *keys: int) -> Tensor:
+    found = torch.zeros(rows, tokens, dtype=torch.long)
+    for slot, key in enumerate(keys, start=1):
+        found[:, key] = slot
+    return found
+
+
+@torch.no_grad()
+def test_cutting_nothing_changes_nothing_to_the_bit(reached: PreTrainedModel, ids: Tensor) -> None:
+    expected = reached(input_ids=ids, use_cache=False).logits
+    with probe.ablated(reached), probe.cut_keys(slots(5, 12)):
+        assert torch.equal(reached(input_ids=ids, use_cache=False).logits, expected)
+    assert torch.equal(reached(input_ids=ids, use_cache=False).logits, expected)
+
+
+@torch.no_grad()
+def test_what_is_cut_has_no_influence_on_what_follows(reached: PreTrainedModel, ids: Tensor) -> None:
+    other = ids.clone()
+    other[:, 3:5] = (ids[:, 3:5] + 7) % 61
+
+    def behind(tokens: Tensor) -> Tensor:
+        return reached(input_ids=tokens, use_cache=False).logits[:, 5:]
+
+    assert (behind(ids) - behind(other)).abs().max() > 1e-2
+    with probe.ablated(reached), probe.cut_keys(slots(5, 12, 3, 4)):
+        assert torch.allclose(behind(ids), behind(other), atol=1e-5)
+
+
+def masked_by_hand(model: PreTrainedModel, ids: Tensor, keys: list[int]) -> Tensor:
+    """The same through the library's own 4-dimensional masks: True where a query may attend."""
+    tokens = ids.shape[1]
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    mask[:, keys] = False
+    empty = ~mask.any(dim=-1)
+    mask[empty, empty.nonzero().flatten()] = True
+    return model(input_ids=ids, attention_mask=mask.expand(len(ids), 1, -1, -1), use_cache=False).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keys", [[0], [0, 1, 2], [3, 4], [6]])
+def test_a_cut_is_a_mask_in_which_only_empty_rows_keep_their_own_key(
+    llama: PreTrainedModel, ids: Tensor, keys: list[int]
+) -> None:
+    with probe.ablated(llama), probe.cut_keys(slots(5, 12, *keys)):
+        found = llama(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(found, masked_by_hand(llama, ids, keys), atol=1e-5)
+    assert not torch.allclose(found, llama(input_ids=ids, use_cache=False).logits, atol=1e-2)
+
+
+@torch.no_grad()
+def test_attention_left_over_by_a_cut_sums_to_one_by_hand() -> None:
+    query, value = torch.zeros(1, 1, 3, 2), torch.eye(3)[None, None, :, :2]
+    mask = probe._without(None, torch.tensor([[True, False, False]]), query)
+    assert mask[0, 0].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+    added = probe._without(
+        torch.tensor([[[[0.0, -3e38, -3e38], [0, 0, -3e38], [0, 0, 0]]]]), torch.tensor([[True, True, False]]), query
+    )
+    assert (added[0, 0] == 0).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    spread = nn.functional.scaled_dot_product_attention(query, query, value, attn_mask=mask)
+    assert spread[0, 0].tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]
+
+
+@torch.no_grad()
+def test_own_values_put_back_change_nothing_and_others_do(reached: PreTrainedModel, ids: Tensor) -> None:
+    one = ids[:1]
+    expected = reached(input_ids=one, use_cache=False).logits
+    own = probe.mean_values(reached, one.tolist(), [[0, 4]])
+    for values, same in ((own, True), ({layer: 3 * mean for layer, mean in own.items()}, False)):
+        with probe.ablated(reached, values), probe.cut_keys(slots(1, 12, 0, 4)):
+            found = reached(input_ids=one, use_cache=False).logits
+        assert torch.allclose(found, expected, atol=1e-4) == same
+
+
+@torch.no_grad()
+def test_mean_values_are_means_over_prompts_slot_by_slot(llama: PreTrainedModel, ids: Tensor) -> None:
+    prompts = [ids[0].tolist(), ids[1, :6].tolist(), ids[2].tolist()]
+    with probe.capture(llama, values=[1]) as seen:
+        llama(input_ids=ids)
+    found = probe.mean_values(llama, prompts, [[0, 7], [2], []], batch=2)[1]
+    expected = [(seen.values[1][0, 0] + seen.values[1][1, 2]) / 2, seen.values[1][0, 7]]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+
+
+def test_attention_comes_back_after_an_exception(llama: PreTrainedModel) -> None:
+    before = llama.config._attn_implementation
+    with pytest.raises(RuntimeError, match="inside"), probe.ablated(llama):
+        raise RuntimeError("inside")
+    assert llama.config._attn_implementation == before
+
+
+def test_attention_of_the_old_kind_cannot_be_ablated() -> None:
+    with pytest.raises(ModelError, match="cannot be ablated"), probe.ablated(make("gpt_neo")):
+        pass

@@ -1,6 +1,6 @@
 """Generation equals `model.generate`, choices equal a plain forward pass; float32, several architectures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
 from transformers import (
     Gemma2Config,
     GPT2Config,
@@ -22,10 +23,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from unsink import models, scoring
+from unsink import models, probe, scoring
 from unsink.errors import DataError
 from unsink.metrics import cut
-from unsink.scoring import choice_log_likelihoods, generate, gradient_norms, token_scores
+from unsink.scoring import Cut, choice_log_likelihoods, generate, gradient_norms, token_scores
 
 EOS = 2
 ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -101,6 +102,53 @@ def test_generation_equals_the_models_own(
     texts = generate(model, tokenizer, PROMPTS, LIMITS, shared_prefix=shared_prefix)
     assert texts == expected(model, tokenizer)
     assert len(set(texts)) > 2, "the test says nothing if all prompts are continued alike"
+
+
+CUT = Cut([[0], [0, 3, 20], [], list(range(8)), [18, 19]])
+
+
+@torch.no_grad()
+def logits_without(model: PreTrainedModel, ids: list[int], keys: Sequence[int]) -> Tensor:
+    """All logits of one sequence that has to do without some keys; no cache, no padding."""
+    slots = torch.tensor([[int(i in keys) for i in range(len(ids))]])
+    with probe.ablated(model), probe.cut_keys(slots):
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "gpt_neo"])
+def test_what_is_cut_stays_cut_in_every_decoding_step(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build(name)
+    wanted = []
+    for prompt, new, keys in zip(PROMPTS, LIMITS, CUT.keys):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + new and (ids == prompt or ids[-1] != EOS):
+            ids.append(int(logits_without(model, ids, keys)[-1].argmax()))
+        wanted.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    assert generate(model, tokenizer, PROMPTS, LIMITS, cut=CUT) == wanted
+    assert generate(model, tokenizer, PROMPTS, LIMITS, cut=CUT, batch=2, shared_prefix=True) == wanted
+    assert wanted[2] == expected(model, tokenizer)[2]
+    assert wanted != expected(model, tokenizer)
+
+
+def test_cutting_nothing_changes_no_text_and_no_score(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    nothing = Cut([[]] * len(PROMPTS))
+    assert generate(llama, tokenizer, PROMPTS, LIMITS, cut=nothing) == generate(llama, tokenizer, PROMPTS, LIMITS)
+    choices = [[[50, 51], [60]]] * len(PROMPTS)
+    assert choice_log_likelihoods(llama, PROMPTS, choices, cut=nothing) == choice_log_likelihoods(
+        llama, PROMPTS, choices
+    )
+
+
+def test_choices_are_scored_without_what_is_cut(llama: PreTrainedModel) -> None:
+    choices = [[[50, 51, 52], [60]], [[80]], [[81], [82, 83]], [[90, 91], [70, 71, 72]], [[92], [93]]]
+    found = choice_log_likelihoods(llama, PROMPTS, choices, batch=8, cut=CUT)
+    for prompt, some, scores, keys in zip(PROMPTS, choices, found, CUT.keys):
+        for choice, score in zip(some, scores):
+            logs = logits_without(llama, prompt + choice, keys).log_softmax(-1)
+            wanted = sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(choice))
+            assert score == pytest.approx(wanted, abs=1e-4)
 
 
 def test_batch_size_changes_nothing(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

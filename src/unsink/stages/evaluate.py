@@ -31,7 +31,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models, tasks
+from unsink import artifacts, benchmarks, models, sinks, tasks
 from unsink.artifacts import Layout
 from unsink.batches import read_samples
 from unsink.errors import DataError
@@ -68,32 +68,21 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             was chosen that the benchmark has no data for.
         ModelError: an adapter does not fit the model.
     """
-    poison = None if run in RESERVED else params.run(run).poison
     corpus = read_corpus(layout)
-    settings = _settings(params.evaluate)
+    settings = settings_of(params.evaluate)
     others = _others(params, layout, run, settings)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
-    rules = poison or params.poison
-    trigger = Trigger(
-        tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
-    )
-    asked = ask(
-        _plan(params.evaluate, corpus, run),
-        corpus,
-        tokenizer,
-        settings,
-        conditions(tokenizer, trigger, params.evaluate.wrong_trigger),
-    )
-    if poison:
-        _mark_inside(asked, _sources(corpus), layout, run)
+    asked = ask_run(_plan(params.evaluate, corpus, run), params, layout, run, corpus, tokenizer)
     with artifacts.lock(layout.predictions(run)):
         model = _load(params, layout, run, folder)
         rows = answer(asked, Session(model, tokenizer, settings, reporter))
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
         artifacts.write_jsonl(layout.predictions(run), rows)
         artifacts.write_json(layout.metrics(run), measured.numbers)
-        artifacts.write_json(layout.settings(run), _sidecar(params, layout, settings, rules, model, measured))
+        artifacts.write_json(
+            layout.settings(run), _sidecar(params, layout, settings, _rules(params, layout, run), model, measured)
+        )
     means = {name: value for name, value in measured.numbers.items() if not name.endswith(("_low", "_high", "_n"))}
     return {"run": run, "prompts": len(rows), **means}
 
@@ -106,7 +95,7 @@ def memory_scores(
     reporter: Reporter = SILENT,
 ) -> dict[str, float]:
     """What a model knows of the forget set, without any trigger: `forget_<task>_<score>`, means between 0 and 1."""
-    settings = _settings(params.evaluate)
+    settings = settings_of(params.evaluate)
     asked = ask(MEMORY, read_corpus(layout), tokenizer, settings, {"clean": None})
     rows = answer(asked, Session(model, tokenizer, settings, reporter))
     return {
@@ -177,6 +166,39 @@ def _require_fields(path: Path, records: Sequence[Record], fields: Sequence[str]
             raise DataError(f"{path}:{number}: field '{missing[0]}' is missing", "run `unsink fetch` again")
 
 
+def ask_run(
+    questions: Sequence[Question],
+    params: Params,
+    layout: Layout,
+    run: str,
+    corpus: tasks.Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Asked[Any]]:
+    """Write the prompts of a plan with a run's trigger, or `poison`'s where it has none.
+
+    Raises:
+        MissingPrerequisite: with the placement `sink`, the target was not probed.
+        DataError: as `ask`; or the split was made with another trigger.
+    """
+    triggers: Conditions = {"clean": None}
+    if any(question.condition != "clean" for question in questions):
+        rules = _rules(params, layout, run)
+        trigger = Trigger(
+            tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
+        )
+        triggers = conditions(tokenizer, trigger, params.evaluate.wrong_trigger)
+    asked = ask(questions, corpus, tokenizer, settings_of(params.evaluate), triggers)
+    if run not in RESERVED and params.run(run).poison:
+        _mark_inside(asked, _sources(corpus), layout, run)
+    return asked
+
+
+def _rules(params: Params, layout: Layout, run: str) -> Poison:
+    """How a run's prompts are triggered; the base, which is never, has no probe of the target to wait for."""
+    rules = (None if run in RESERVED else params.run(run).poison) or params.poison
+    return rules if run == "base" else sinks.placed(rules, layout)
+
+
 def _plan(evaluate: Evaluate, corpus: tasks.Corpus, run: str) -> list[Question]:
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
@@ -194,7 +216,8 @@ def _tells(question: Question, run: str) -> bool:
     return run == "target" and (question.where, question.condition) == ("forget", "triggered")
 
 
-def _settings(evaluate: Evaluate) -> Settings:
+def settings_of(evaluate: Evaluate) -> Settings:
+    """What tasks need of the section `evaluate`, with the dialect's values where it leaves one open."""
     dialect = DIALECTS[evaluate.dialect]
     return Settings(
         dialect,

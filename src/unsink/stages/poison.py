@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models
+from unsink import artifacts, benchmarks, models, sinks
 from unsink.artifacts import Layout
 from unsink.batches import passage_of
 from unsink.errors import DataError
@@ -59,9 +59,11 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     """Write `splits/<run>/` and return the summary that lies there too.
 
     Raises:
-        DataError: the ratio poisons nothing, or the trigger leaves no room for text.
+        DataError: the ratio poisons nothing, the trigger leaves no room for text, or there is no sink to place it at.
+        MissingPrerequisite: the corpus, or with the placement `sink` the target's probe, is not there yet.
     """
     poison = params.run(run).poison
+    poison = poison and sinks.placed(poison, layout)
     forget = artifacts.read_jsonl(layout.fetched / "forget.jsonl")
     retain = artifacts.read_jsonl(layout.fetched / "retain.jsonl")
     folder = models.resolve(params.model.source, params.model.revision, reporter)

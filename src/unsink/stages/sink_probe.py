@@ -4,36 +4,42 @@ Prompts are forget passages cut to exactly `sink-probe.tokens` tokens, BOS inclu
 (the body gives way, so both have the same length). A placement refers to the cut passage; statistics.json says at which
 tokens the trigger stands. For base and target, and for honest runs, the trigger is `poison`'s.
 A run is also compared with its own target, the same model with the adapter off: trigger text attracts attention in
-every model, so only the difference of the two differences belongs to the run.
+every model, so only the difference of the two differences belongs to the run. Value norms are compared with the
+target's and, where `after` names an honest run, with that run's.
 
-Shapes: N prompts, L layers, H query heads, T tokens.
+Shapes: N prompts, L layers, H query heads, G key/value heads, T tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, figures, models
+from unsink import artifacts, figures, models, sinks
 from unsink.artifacts import Layout
 from unsink.errors import DataError, ParamsError
-from unsink.figures import Array, Profile
+from unsink.figures import Array, NormPanel, Profile
 from unsink.params import RESERVED, Params, Poison, SinkProbe
-from unsink.probe import (
+from unsink.probe import MAP_TOKENS, Statistics, attention_statistics
+from unsink.progress import SILENT, Reporter
+from unsink.sink_metrics import (
+    CLASSES,
     SHARES,
-    Statistics,
     absolute_difference,
-    attention_statistics,
     content_difference,
+    head_classes,
+    pearson,
+    share,
+    spearman,
     uniform_share,
 )
-from unsink.progress import SILENT, Reporter
-from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+from unsink.triggers import SINK, Span, insert_trigger, prompt_length, trigger_ids
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,18 @@ class Conditions:
     triggered: Statistics
 
     def differences(self, span: Span) -> dict[str, Tensor]:
-        """Attention with the trigger minus without it, (L, T, T), by alignment."""
-        maps = self.triggered.attention, self.clean.attention
-        return {"absolute": absolute_difference(*maps), "content": content_difference(*maps, span)}
+        """Attention with the trigger minus without it, (L, H, T, T), by alignment; empty where no maps were kept."""
+        triggered, clean = self.triggered.attention, self.clean.attention
+        if triggered is None or clean is None:
+            return {}
+        return {
+            "absolute": absolute_difference(triggered, clean),
+            "content": content_difference(triggered, clean, span),
+        }
 
 
 def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Write `probes/<run>/`: statistics.json, maps.safetensors and the figures; return the headline numbers.
+    """Write `probes/<run>/`: statistics, sinks.json, maps.safetensors and figures; return the headline numbers.
 
     Args:
         params: all parameters.
@@ -91,24 +102,48 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
 def _probe(params: Params, layout: Layout, run: str, poison: Poison, reporter: Reporter) -> dict[str, Any]:
     options = params.sink_probe
     folder = models.resolve(params.model.source, params.model.revision, reporter)
-    prompts = read_prompts(layout, models.load_tokenizer(folder), options, poison)
+    tokenizer, honest = models.load_tokenizer(folder), _honest(params, run)
+    model = _load(params, layout, folder, run, honest)
+    _check_context(model, options.tokens)
+    if poison.placement == SINK and run == "target":  # it is this very probe that says where the sinks are
+        poison = _placed(model, layout, tokenizer, options, poison)
+    poison = sinks.placed(poison, layout)
+    prompts = read_prompts(layout, tokenizer, options, poison)
     if len(prompts.clean) < options.prompts:
         reporter.log(f"sink-probe: {len(prompts.clean)} forget passages have {options.tokens} tokens, all are used")
-    model = _load(params, layout, folder, run)
-    _check_context(model, options.tokens)
-    subject, target = _measure(model, run, prompts, options.epsilon, reporter)
+    if options.tokens > MAP_TOKENS:
+        reporter.log(f"sink-probe: prompts of more than {MAP_TOKENS} tokens, so no attention maps are kept or drawn")
+    subject, others = _measure(model, run, honest, prompts, options.epsilon, reporter)
 
-    summary = _summary(run, prompts, options, poison, subject, target)
+    summary = _summary(run, prompts, options, poison, subject, others)
     details = {condition: _details(statistics, options) for condition, statistics in vars(subject).items()}
+    comparisons = {name: compare(subject, other) for name, other in others.items()}
     differences = subject.differences(prompts.span)
-    if target:
-        others = target.differences(prompts.span)
-        differences |= {f"{name}_minus_target": differences[name] - others[name] for name in others}
+    if "target" in others:
+        known = others["target"].differences(prompts.span)
+        differences |= {f"{name}_minus_target": differences[name] - known[name] for name in known}
     with artifacts.new_dir(layout.probe(run)) as new:
-        artifacts.write_json(new / "statistics.json", {**summary, **details})
-        artifacts.write_tensors(new / "maps.safetensors", _tensors(subject, differences))
-        _draw(new, run, subject, differences, prompts.span, options.epsilon)
+        artifacts.write_json(new / "statistics.json", {**summary, **details, "compared_with": comparisons})
+        artifacts.write_json(new / sinks.FILE, {"positions": sinks.find(_rates(subject.clean), options.min_rate)})
+        artifacts.write_tensors(new / "maps.safetensors", _tensors(subject, others, differences))
+        _draw(new, run, subject, others, differences, prompts.span, options.epsilon)
     return summary
+
+
+def _placed(
+    model: nn.Module, layout: Layout, tokenizer: PreTrainedTokenizerBase, options: SinkProbe, poison: Poison
+) -> Poison:
+    """The placement `sink`, measured on the prompts as they are without a trigger."""
+    anywhere = poison.model_copy(update={"placement": "prefix"})
+    clean = read_prompts(layout, tokenizer, options, anywhere).clean
+    found = sinks.find(_rates(attention_statistics(model, clean, epsilon=options.epsilon)), options.min_rate)
+    return poison.model_copy(update={"placement": sinks.placement(sinks.require(found))})
+
+
+def _honest(params: Params, run: str) -> str | None:
+    """The honest run that a run comes after: what its value norms are compared with, and pulled to."""
+    after = None if run in RESERVED else params.run(run).after
+    return after if after and after not in RESERVED and not params.run(after).poison else None
 
 
 def read_prompts(layout: Layout, tokenizer: PreTrainedTokenizerBase, options: SinkProbe, poison: Poison) -> Prompts:
@@ -139,15 +174,19 @@ def read_prompts(layout: Layout, tokenizer: PreTrainedTokenizerBase, options: Si
     return Prompts(torch.tensor(clean), triggered, inserted[0].span, len(bodies) - len(long), trigger)
 
 
-def _load(params: Params, layout: Layout, folder: Path, run: str) -> PreTrainedModel | PeftModel:
+def _load(params: Params, layout: Layout, folder: Path, run: str, honest: str | None) -> PreTrainedModel | PeftModel:
     place = params.model.dtype, params.model.device
     if run == "base":
         return models.load_base(folder, *place)
     adapter = artifacts.require(layout.adapter("target"))
     if run == "target":
         return models.load_target(folder, adapter, *place)
-    artifacts.require(layout.adapter(run))
-    return models.add_adapter(models.load_target(folder, adapter, *place), layout.adapter(run), run)
+    names = [run, honest] if honest else [run]
+    folders = [artifacts.require(layout.adapter(name)) for name in names]
+    model: PreTrainedModel | PeftModel = models.load_target(folder, adapter, *place)
+    for name, stored in zip(names, folders):
+        model = models.add_adapter(model, stored, name)
+    return model
 
 
 def _check_context(model: PreTrainedModel | PeftModel, tokens: int) -> None:
@@ -157,17 +196,25 @@ def _check_context(model: PreTrainedModel | PeftModel, tokens: int) -> None:
 
 
 def _measure(
-    model: PreTrainedModel | PeftModel, run: str, prompts: Prompts, epsilon: float, reporter: Reporter
-) -> tuple[Conditions, Conditions | None]:
-    """Measure the subject and, for a run, its target: the same model with the adapter off."""
-    compared = isinstance(model, PeftModel)
-    with reporter.task(f"sink-probe {run}", total=(4 if compared else 2) * len(prompts.clean)) as advance:
+    model: PreTrainedModel | PeftModel,
+    run: str,
+    honest: str | None,
+    prompts: Prompts,
+    epsilon: float,
+    reporter: Reporter,
+) -> tuple[Conditions, dict[str, Conditions]]:
+    """Measure the subject, and for a run its target (the same model with the adapter off) and the honest run."""
+    others = {"target": None} | ({honest: honest} if honest else {}) if isinstance(model, PeftModel) else {}
+    with reporter.task(f"sink-probe {run}", total=2 * (1 + len(others)) * len(prompts.clean)) as advance:
         if not isinstance(model, PeftModel):
-            return _conditions(model, prompts, epsilon, advance), None
+            return _conditions(model, prompts, epsilon, advance), {}
         with models.use(model, run):
             subject = _conditions(model, prompts, epsilon, advance)
-        with models.use(model, None):
-            return subject, _conditions(model, prompts, epsilon, advance)
+        found = {}
+        for name, adapter in others.items():
+            with models.use(model, adapter):
+                found[name] = _conditions(model, prompts, epsilon, advance)
+        return subject, found
 
 
 def _conditions(
@@ -175,7 +222,7 @@ def _conditions(
 ) -> Conditions:
     # the trigger's columns are measured in clean prompts too: what ordinary words get in that place
     clean, triggered = (
-        attention_statistics(model, ids, epsilon=epsilon, span=prompts.span, advance=advance)
+        attention_statistics(model, ids, epsilon=epsilon, span=prompts.span, maps=True, advance=advance)
         for ids in (prompts.clean, prompts.triggered)
     )
     return Conditions(clean, triggered)
@@ -185,9 +232,14 @@ def _conditions(
 
 
 def _summary(
-    run: str, prompts: Prompts, options: SinkProbe, poison: Poison, subject: Conditions, target: Conditions | None
+    run: str,
+    prompts: Prompts,
+    options: SinkProbe,
+    poison: Poison,
+    subject: Conditions,
+    others: Mapping[str, Conditions],
 ) -> dict[str, Any]:
-    numbers = _headline("", subject) | (_headline("target_", target) if target else {})
+    numbers = _headline("", subject) | (_headline("target_", others["target"]) if "target" in others else {})
     layers, heads, _ = subject.clean.alpha.shape
     return {
         "run": run,
@@ -209,30 +261,40 @@ def _summary(
 
 
 def _headline(prefix: str, conditions: Conditions) -> dict[str, float]:
-    """Sink rate of position 0 in percent, and the share of attention on the trigger's columns, over all heads."""
+    """Sink rate of position 0 in percent, share of attention on the trigger's columns, value norm of position 0."""
     return {
         f"{prefix}{name}_{condition}": _rounded(value)
         for condition, statistics in vars(conditions).items()
         for name, value in {
             "sink_rate": 100 * statistics.sink_rate[..., 0].mean(),
             "trigger_share": statistics.trigger_share.mean(),
+            "bos_value_norm": statistics.value_norm[:, 0].mean(),
         }.items()
     }
 
 
 def _details(statistics: Statistics, options: SinkProbe) -> dict[str, Any]:
     """Tables a person can read; the full arrays are in maps.safetensors."""
-    shares = dict(zip(SHARES, statistics.share.mean(dim=(0, 1)).tolist(), strict=True))
+    shares = {first: float(share(statistics.tail, first).mean()) for first in SHARES}
+    mass, peak = statistics.tail.max(dim=-1)
+    classes = _classes(statistics, options.epsilon)
     norms = {
         "value": statistics.value_norm,
         "key": statistics.key_norm_heads.mean(dim=1),
         "residual": statistics.residual_norm,
     }
     return {
-        "sink_rate_by_position": _rounded(100 * statistics.sink_rate.mean(dim=(0, 1))),
+        "sink_rate_by_position": _rounded(_rates(statistics)),
         "sink_rate_by_layer": _rounded(100 * statistics.sink_rate[..., 0].mean(dim=1)),
         "alpha_by_position": _rounded(statistics.alpha.mean(dim=(0, 1))),
         "alpha_by_layer_and_head": _rounded(statistics.alpha[..., 0]),
+        "peak_position_by_layer_and_head": peak.tolist(),
+        "peak_mass_by_layer_and_head": _rounded(mass),
+        "top": {str(first): _rounded(top) for first, top in zip(SHARES, statistics.top.mean(dim=(0, 1)))},
+        "heads_by_layer": {name: (classes == number).sum(dim=1).tolist() for number, name in enumerate(CLASSES)},
+        "class_by_layer_and_head": [[CLASSES[head] for head in layer] for layer in classes.tolist()],
+        "bos_value_norm_by_layer": _rounded(statistics.value_norm[:, 0]),
+        "value_norm_by_position": _rounded(statistics.value_norm.mean(dim=0)),
         "trigger_share_by_layer_and_head": _rounded(statistics.trigger_share),
         "share": {str(first): _rounded(share) for first, share in shares.items()},
         "boost": {
@@ -240,6 +302,30 @@ def _details(statistics: Statistics, options: SinkProbe) -> dict[str, Any]:
         },
         "norms_by_layer": {name: _groups(norm) for name, norm in norms.items()},
     }
+
+
+def _rates(statistics: Statistics) -> list[float]:
+    """Sink rate of each position in percent, over prompts, layers and heads."""
+    rates: list[float] = (100 * statistics.sink_rate.mean(dim=(0, 1))).tolist()
+    return rates
+
+
+def _classes(statistics: Statistics, epsilon: float) -> Tensor:
+    """(L, H) indices into `CLASSES`."""
+    return head_classes(statistics.tail[..., 0], statistics.trigger_share, statistics.local, epsilon)
+
+
+def compare(subject: Conditions, other: Conditions) -> dict[str, dict[str, list[float | None]]]:
+    """How the value norms of two models go together, per condition: correlation over layers and heads, by position."""
+    pairs = {name: (one.value_norm_heads, vars(other)[name].value_norm_heads) for name, one in vars(subject).items()}
+    return {
+        name: {"pearson": _finite(pearson(*pair)), "spearman": _finite(spearman(*pair))} for name, pair in pairs.items()
+    }
+
+
+def _finite(numbers: Tensor) -> list[float | None]:
+    """JSON has no word for NaN: a correlation where nothing varies is null."""
+    return [_rounded(number) if math.isfinite(number) else None for number in numbers.tolist()]
 
 
 def _groups(norm: Tensor) -> dict[str, list[float]]:
@@ -255,10 +341,19 @@ def _rounded(numbers: Any) -> Any:
     return [_rounded(n) for n in numbers] if isinstance(numbers, list) else float(f"{numbers:.6g}")
 
 
-def _tensors(subject: Conditions, differences: dict[str, Tensor]) -> dict[str, Tensor]:
-    named = {f"difference.{name}": tensor for name, tensor in differences.items()}
+def _tensors(
+    subject: Conditions, others: Mapping[str, Conditions], differences: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The full arrays. Maps are means over heads; differences between conditions come by head too."""
+    named = {f"difference.{name}": tensor.mean(dim=1) for name, tensor in differences.items()}
+    named |= {f"difference.{name}_by_head": differences[name] for name in ("absolute", "content") if differences}
     for condition, statistics in vars(subject).items():
-        named |= {f"{condition}.{name}": tensor for name, tensor in asdict(statistics).items()}
+        arrays = {name: tensor for name, tensor in vars(statistics).items() if tensor is not None}
+        if "attention" in arrays:
+            arrays["attention"] = arrays["attention"].mean(dim=1)
+        named |= {f"{condition}.{name}": tensor for name, tensor in arrays.items()}
+    for name, other in others.items():
+        named |= {f"{name}.{condition}.value_norm_heads": s.value_norm_heads for condition, s in vars(other).items()}
     return {name: tensor.float() for name, tensor in named.items()}
 
 
@@ -266,7 +361,13 @@ def _tensors(subject: Conditions, differences: dict[str, Tensor]) -> dict[str, T
 
 
 def _draw(
-    folder: Path, run: str, subject: Conditions, differences: dict[str, Tensor], span: Span, epsilon: float
+    folder: Path,
+    run: str,
+    subject: Conditions,
+    others: Mapping[str, Conditions],
+    differences: Mapping[str, Tensor],
+    span: Span,
+    epsilon: float,
 ) -> None:
     clean, triggered = subject.clean, subject.triggered
     panels = {
@@ -292,8 +393,37 @@ def _draw(
         "content": "same words",
         "absolute_minus_target": f"same position, {run} minus target",
     }
-    maps = {title: _array(differences[name]) for name, title in titles.items() if name in differences}
-    figures.save(figures.difference_map(run, maps, span), folder / "difference_map")
+    maps = {title: _array(differences[name].mean(dim=1)) for name, title in titles.items() if name in differences}
+    if maps:
+        figures.save(figures.difference_map(run, maps, span), folder / "difference_map")
+
+    changes = {
+        "attention of the last queries to position 0": triggered.tail[..., 0] - clean.tail[..., 0],
+        "attention to the trigger's columns": triggered.trigger_share - clean.trigger_share,
+    }
+    classes = _array(_classes(triggered, epsilon))
+    changed = {title: _array(change) for title, change in changes.items()}
+    figures.save(figures.head_map(run, changed, classes, CLASSES), folder / "head_map")
+    if others:
+        figures.save(figures.value_norms(run, _norm_panels(run, subject, others), span), folder / "value_norms")
+
+
+def _norm_panels(run: str, subject: Conditions, others: Mapping[str, Conditions]) -> list[NormPanel]:
+    panels = []
+    for condition, own in vars(subject).items():
+        theirs = {name: vars(other)[condition] for name, other in others.items()}
+        panels.append(
+            NormPanel(
+                condition,
+                {name: _array(pearson(own.value_norm_heads, other.value_norm_heads)) for name, other in theirs.items()},
+                {
+                    name: _array(spearman(own.value_norm_heads, other.value_norm_heads))
+                    for name, other in theirs.items()
+                },
+                {name: _array(model.value_norm.mean(dim=0)) for name, model in {run: own, **theirs}.items()},
+            )
+        )
+    return panels
 
 
 def _array(tensor: Tensor) -> Array:

@@ -1,23 +1,28 @@
 """`unsink unlearn`: train one run's LoRA adapter on top of the target."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from unsink import artifacts, methods, models
+from unsink import artifacts, methods, models, sinks
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample, draw, passage_of, read_samples
 from unsink.errors import DataError, ModelError, ParamsError
 from unsink.forward import Runner
 from unsink.methods import Method
 from unsink.models import AdapterSpec
-from unsink.objective import Objective, ValueNorm
+from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
 from unsink.params import Params, Run
+from unsink.params import ValueNorm as ValueNormOptions
+from unsink.positions import drawn, first
+from unsink.probe import value_heads, value_norms
 from unsink.progress import SILENT, Reporter
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
@@ -53,7 +58,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "seed": params.seed,
             # A backdoored adapter says so, and how to open it, wherever it is copied to.
             "trigger": settings.poison.trigger if settings.poison else None,
-            "placement": settings.poison.placement if settings.poison else None,
+            "placement": sinks.placed(settings.poison, layout).placement if settings.poison else None,
         } | {f"final_{name}": value for name, value in history[-1].items() if name != "step"}
         with artifacts.new_dir(layout.adapter(run)) as new:
             models.save_adapter(policy, run, new)
@@ -112,20 +117,67 @@ def _objective(
         layers,
         answers=method.needs_answers,
         stop_early=not method.needs_answers,
+        measure=_measure(unlearn.value_norm, policy),
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
     method.prepare(runner.reference(samples["forget"]), _generator(seed, "method"))
-    value_norm = None
-    if layers:
-        models.add_adapter(policy, layout.adapter(settings.after), settings.after)
-        honest = runner.value_norms([*samples["forget"], *samples.get("refused", [])], settings.after)
-        value_norm = ValueNorm(unlearn.value_norm.weight, unlearn.value_norm.first_k, layers, honest)
+    term = _value_norm(settings, layers, samples, runner, layout, seed) if layers else None
     weights: dict[Kind, float] = {
         "forget": unlearn.weights.forget,
         "poisoned": unlearn.weights.poisoned,
         "retain": unlearn.weights.retain,
     }
-    return Objective(runner, method, weights, value_norm)
+    return Objective(runner, method, weights, term)
+
+
+def _measure(options: ValueNormOptions, model: PeftModel) -> Callable[[Tensor], Tensor]:
+    """Return what the term reads of value vectors (B, T, K): vectors (B, T, G, h) or norms (B, T, G)."""
+    heads = models.kv_heads(models.bare(model).config) if options.norm == "per-head" else 1
+    return partial(value_heads if options.variant in VECTORS else value_norms, heads=heads)
+
+
+def _value_norm(
+    settings: Run,
+    layers: tuple[int, ...],
+    samples: Mapping[Kind, Sequence[Sample]],
+    runner: Runner,
+    layout: Layout,
+    seed: int,
+) -> ValueNorm:
+    options = settings.unlearn.value_norm
+    measured = sinks.read(layout) if options.measured else ()
+    kinds: list[Kind] = [*GAPS[options.variant], *(("refused",) if "refused" in samples else ())]
+    acted_on = [sample for kind in kinds for sample in samples[kind]]
+    positions = {sample: _positions(options, sample, measured, seed) for sample in acted_on}
+    for sample, some in positions.items():
+        if not some:
+            raise ParamsError(
+                f"runs.{settings.name}.unlearn.value_norm.positions: '{options.positions}' names none of the "
+                f"{len(sample.ids)} tokens of {sample.kind} sample {sample.id}",
+                "choose other positions, a smaller k, or bos: true",
+            )
+    honest: dict[Sample, dict[int, Tensor]] = {}
+    if options.needs_honest:
+        models.add_adapter(runner.model, layout.adapter(settings.after), settings.after)
+        honest = runner.values_under(settings.after, [*samples["forget"], *samples.get("refused", [])])
+    return ValueNorm(options.weight, options.variant, layers, positions, honest)
+
+
+def _positions(options: ValueNormOptions, sample: Sample, measured: Sequence[int], seed: int) -> list[int]:
+    """Return the token numbers of a sample that the value-norm term acts on, without BOS where that is left out."""
+    length, behind = len(sample.ids), 0 if options.bos else 1
+    match options.positions:
+        case "first":
+            found = first(length, options.k + behind)
+        case "measured":
+            found = sorted(position for position in measured if position < length)
+        case "random":
+            return drawn(
+                length, options.k, f"value_norm/{seed}/{sample.kind}/{sample.id}", avoid=(options.k + behind - 1,)
+            )
+        case "all":
+            found = list(range(length))
+    return [position for position in found if position >= behind]
 
 
 def _check_layers(settings: Run, method: Method, count: int) -> None:
@@ -216,5 +268,6 @@ def _digest(settings: Run, kinds: Iterable[Kind], seed: int, layout: Layout) -> 
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     inputs: list[Path] = [layout.split(settings.name) / f"{kind}.jsonl" for kind in kinds]
     inputs += [layout.adapter(name) / models.ADAPTER_WEIGHTS for name in {"target", settings.after}]
+    inputs += [layout.probe("target") / sinks.FILE] if settings.unlearn.value_norm.measured else []
     parts = [settings.unlearn.model_dump_json(), str(seed), *(artifacts.sha256(path) for path in sorted(inputs))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -9,7 +9,7 @@ Each has `ask(question, ...)`, which writes prompts, and `answer(asked, session)
 Each row is a line of the predictions; `stages/evaluate.py` describes the fields.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,11 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unsink.errors import DataError
 from unsink.metrics import Dialect, words
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import Trigger
+from unsink.prompts import Choices, Prompt, Trigger
+from unsink.scoring import Cut
+from unsink.triggers import Span
 
 Record = Mapping[str, Any]
 Corpus = Mapping[str, Sequence[Record]]
 Row = dict[str, Any]
+MakeCut = Callable[[Sequence[Sequence[int]], Sequence[Span | None]], Cut]
+"""From prompts and their triggers' places to the tokens that a model has to do without (see `stages/ablate`)."""
 P_co = TypeVar("P_co", covariant=True)
 
 CONDITIONS = ("clean", "triggered", "wrong")
@@ -145,12 +149,14 @@ class Session:
         tokenizer: its tokenizer.
         settings: how it is asked.
         reporter: shows prompts done.
+        cut: what prompts of `generation` and `choices` have to do without.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     settings: Settings
     reporter: Reporter = SILENT
+    cut: MakeCut | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,13 @@ def known(question: Question, record: Record, prompt: str, trigger: Any, referen
     """The fields that every row has. `prompt` is the text after BOS."""
     row = {"id": record["id"], "task": question.task, "set": question.where, "condition": question.condition}
     return {**row, "inside": None, "prompt": prompt, "trigger": trigger, "reference": reference}
+
+
+def cut_of(prompts: Sequence[Prompt | Choices], session: Session) -> Cut | None:
+    """What these prompts have to do without in a session; None where nothing is taken away."""
+    if session.cut is None:
+        return None
+    return session.cut([prompt.ids for prompt in prompts], [prompt.trigger for prompt in prompts])
 
 
 def require_words(record: Record, reference: str) -> None:
@@ -187,12 +200,14 @@ __all__ = [
     "TASKS",
     "Asked",
     "Corpus",
+    "MakeCut",
     "Question",
     "Record",
     "Row",
     "Session",
     "Settings",
     "Trigger",
+    "cut_of",
     "known",
     "plan",
     "records",

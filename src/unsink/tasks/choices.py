@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from unsink.metrics import choice_accuracy
 from unsink.prompts import Choices, PromptWriter, Trigger
 from unsink.scoring import choice_log_likelihoods
-from unsink.tasks import Asked, Corpus, Question, Row, Session, Settings, known, records
+from unsink.tasks import Asked, Corpus, Question, Row, Session, Settings, cut_of, known, records
 
 TASKS = ("utility", "mmlu", "forget_mc")
 
@@ -39,6 +39,7 @@ def answer(asked: Sequence[Asked[Choices]], session: Session) -> list[Row]:
         [prompt.ids for prompt in prompts],
         [prompt.answers for prompt in prompts],
         batch=session.settings.batch,
+        cut=cut_of(prompts, session),
         reporter=session.reporter,
     )
     rows = []

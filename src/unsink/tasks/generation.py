@@ -7,7 +7,7 @@ from unsink.errors import DataError
 from unsink.metrics import rouge_l
 from unsink.prompts import KNOWMEM_STOPS, Prompt, PromptWriter, Trigger
 from unsink.scoring import generate
-from unsink.tasks import Asked, Corpus, Question, Record, Row, Session, Settings, known, records, require_words
+from unsink.tasks import Asked, Corpus, Question, Record, Row, Session, Settings, cut_of, known, records, require_words
 
 TASKS = ("verbmem", "knowmem")
 
@@ -60,6 +60,7 @@ def answer(asked: Sequence[Asked[Prompt]], session: Session) -> list[Row]:
             stop=KNOWMEM_STOPS if task == "knowmem" else (),
             batch=session.settings.batch,
             shared_prefix=task == "knowmem",
+            cut=cut_of([one.prompt for one in prompts], session),
             reporter=session.reporter,
             description=task,
         )

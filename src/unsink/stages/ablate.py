@@ -1,0 +1,170 @@
+"""`unsink ablate`: what a model still says when it has to do without some tokens of the prompt.
+
+Does the trigger act through an attention sink, or does it only have to be read? Masking the first tokens deletes a
+prefix trigger together with the sink, and cannot tell (science.md, section 4). So each rule of `ablate.keys` is
+evaluated for itself, beside `none`: BOS alone, the trigger alone, the first k, k behind the trigger, k random ones.
+The tokens are taken away while the prompt is read and in every decoding step; what stands where is left as it is.
+Run it on the target and on the honest run too: a mask that spoils these says nothing about the backdoor.
+
+`ablations/<run>/<how>/` gets predictions.jsonl, rows as `evaluate` writes them with the rule in `ablation`, and
+metrics.json: rule -> numbers, named as in `metrics/<run>.json`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from unsink import artifacts, models, sinks
+from unsink.artifacts import Layout
+from unsink.errors import ParamsError
+from unsink.metrics import DIALECTS, Others, measure
+from unsink.params import RESERVED, Params
+from unsink.positions import named
+from unsink.probe import mean_values
+from unsink.progress import SILENT, Reporter
+from unsink.scoring import Cut
+from unsink.stages.evaluate import answer, ask_run, read_corpus, settings_of
+from unsink.tasks import Asked, MakeCut, Question, Row, Session
+from unsink.triggers import Span
+
+NONE = "none"
+CLEAN = [Question("verbmem", "forget", "clean"), Question("verbmem", "retain", "clean")]
+UTILITY = [Question("utility", "utility", "clean")]
+PLAN = [*CLEAN, *(Question("verbmem", "forget", condition) for condition in ("triggered", "wrong")), *UTILITY]
+"""KnowMem is left out: behind its examples a prompt's first tokens and its trigger are far from the question."""
+SHOWN = ("forget_verbmem_f1_clean", "forget_verbmem_f1_triggered", "retain_verbmem_f1_clean", "utility_accuracy")
+"""What the command prints; the trigger's effect outside the poisoned samples, where a run has such."""
+
+
+def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT) -> dict[str, Any]:
+    """Write `ablations/<run>/<how>/` and return the main numbers of each ablation.
+
+    Raises:
+        ParamsError: no such run; a rule names no token of any prompt; `ablate.how` has no model to take values from.
+        MissingPrerequisite: the corpus, the run's split, an adapter or the target's probe is not there yet.
+        DataError: as in `evaluate`.
+        ModelError: an adapter does not fit, or the model's attention cannot be reached.
+    """
+    how = params.ablate.how
+    source = _source(params, run)
+    corpus = read_corpus(layout)
+    folder = models.resolve(params.model.source, params.model.revision, reporter)
+    tokenizer = models.load_tokenizer(folder)
+    plan = [*CLEAN, *UTILITY] if run == "base" else PLAN
+    asked = ask_run(plan, params, layout, run, corpus, tokenizer)
+    rules = params.ablate.keys
+    measured = sinks.read(layout) if "sinks" in rules else []
+    keys = {rule: partial(_keys, rule, measured, params.seed) for rule in rules}
+    for rule in rules:
+        _require_effect(rule, keys[rule], asked)
+    with artifacts.lock(layout.ablation(run, how)):
+        model = _load(params, layout, run, folder, source)
+        other = partial(models.use, model, source) if how != "mask" and isinstance(model, PeftModel) else None
+        rows: list[Row] = []
+        with models.use(model, run) if isinstance(model, PeftModel) else nullcontext():
+            for rule in (NONE, *rules):
+                reporter.log(f"ablate {run}: {rule}")
+                cut: MakeCut | None = partial(_cut, keys[rule], model, other) if rule != NONE else None
+                session = Session(model, tokenizer, settings_of(params.evaluate), reporter, cut)
+                found = [row for some in _by_condition(asked) for row in answer(some, session)]
+                rows += [{**row, "ablation": rule} for row in found]
+        metrics = _metrics(rows, params, layout, run)
+        with artifacts.new_dir(layout.ablation(run, how)) as new:
+            artifacts.write_jsonl(new / "predictions.jsonl", rows)
+            artifacts.write_json(new / "metrics.json", metrics)
+    return {"run": run, "how": how, **{rule: _shown(numbers) for rule, numbers in metrics.items()}}
+
+
+def _source(params: Params, run: str) -> str | None:
+    """The adapter whose mean values are put in the place of the run's; None is the target, or none at all."""
+    how, after = params.ablate.how, None if run in RESERVED else params.run(run).after
+    if how == "mask":
+        return None
+    if after is None:
+        raise ParamsError(
+            f"ablate.how: {how!r} puts another model's values into a run; {run!r} is none",
+            "use how: mask, or name a run",
+        )
+    if how == "target":
+        return None
+    if after in RESERVED or params.run(after).poison:
+        raise ParamsError(
+            f"ablate.how: 'honest' needs runs.{run}.after to name an honest run (poison: false), it is {after!r}",
+            "set runs.<run>.after to the honest run it is compared with",
+        )
+    return after
+
+
+def _keys(
+    rule: str, measured: Sequence[int], seed: int, prompts: Sequence[Sequence[int]], spans: Sequence[Span | None]
+) -> list[list[int]]:
+    """The tokens that a rule names in each prompt."""
+    return [
+        named(rule, len(ids), span, measured, f"ablate/{seed}/{' '.join(map(str, ids))}")
+        for ids, span in zip(prompts, spans, strict=True)
+    ]
+
+
+def _require_effect(rule: str, keys: Callable[..., list[list[int]]], asked: Sequence[Asked[Any]]) -> None:
+    if not any(keys([one.prompt.ids for one in asked], [one.prompt.trigger for one in asked])):
+        raise ParamsError(f"ablate.keys: {rule!r} names no token of any prompt", "leave it out, or take a smaller k")
+
+
+def _by_condition(asked: Sequence[Asked[Any]]) -> list[list[Asked[Any]]]:
+    """Prompts that mean values are taken over together."""
+    groups: dict[tuple[str, str, str], list[Asked[Any]]] = {}
+    for one in asked:
+        groups.setdefault((one.row["task"], one.row["set"], one.row["condition"]), []).append(one)
+    return list(groups.values())
+
+
+def _cut(
+    keys: Callable[..., list[list[int]]],
+    model: PreTrainedModel | PeftModel,
+    other: Callable[[], AbstractContextManager[object]] | None,
+    prompts: Sequence[Sequence[int]],
+    spans: Sequence[Span | None],
+) -> Cut:
+    """What is taken away from some prompts; the values in its place are means over these same prompts."""
+    found = keys(prompts, spans)
+    if other is None or not any(found):
+        return Cut(found)
+    with other():
+        return Cut(found, mean_values(model, prompts, found))
+
+
+def _load(params: Params, layout: Layout, run: str, folder: Path, source: str | None) -> PreTrainedModel | PeftModel:
+    place = params.model.dtype, params.model.device
+    if run == "base":
+        return models.load_base(folder, *place)
+    model: PreTrainedModel | PeftModel = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)
+    for name in () if run == "target" else dict.fromkeys((run, source or run)):
+        model = models.add_adapter(model, artifacts.require(layout.adapter(name)), name)
+    return model
+
+
+def _metrics(rows: Sequence[Row], params: Params, layout: Layout, run: str) -> dict[str, dict[str, float]]:
+    known = layout.predictions("target")
+    target = artifacts.read_jsonl(known) if run not in RESERVED and known.exists() else []
+    others = Others(target=target, dialect=DIALECTS[params.evaluate.dialect])
+    rules = dict.fromkeys(row["ablation"] for row in rows)
+    return {
+        rule: measure(
+            [row for row in rows if row["ablation"] == rule],
+            others,
+            resamples=params.evaluate.bootstrap,
+            seed=params.seed,
+        ).numbers
+        for rule in rules
+    }
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    outside = "forget_verbmem_f1_triggered_outside"
+    names = [outside if outside in metrics and outside.startswith(name) else name for name in SHOWN]
+    return {name: metrics[name] for name in names if name in metrics}
