@@ -11,7 +11,7 @@ Both follow the dialect `muse` (science.md, section 5.4) with two deviations:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,6 +61,40 @@ class Prompt:
     trigger: Span | None
 
 
+class Body(NamedTuple):
+    """A passage as token ids without BOS.
+
+    Attributes:
+        ids: all of them.
+        given: how many are its prompt: those of its `prompt` if it has one, else a share of all.
+        place: how many a placement refers to: the prompt up to its answer cue, which stays the last text.
+        context: how many are never learnt: those of its `prompt`, none without one.
+    """
+
+    ids: list[int]
+    given: int
+    place: int
+    context: int
+
+
+def body(tokenizer: PreTrainedTokenizerBase, passage: Record, share: float = 0.0) -> Body:
+    """A passage's tokens; where it names no prompt, the prompt is `share` of them, at least one."""
+    ids: list[int] = tokenizer(passage["text"], add_special_tokens=False)["input_ids"]
+    prompt = passage.get("prompt")
+    if prompt is None:
+        given = prompt_length(len(ids), share)
+        return Body(ids, given, given, 0)
+    given, place = (_shared_start(tokenizer, ids, text) for text in (prompt, prompt.removesuffix(ANSWER_CUE)))
+    return Body(ids, given, place, given)
+
+
+def _shared_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> int:
+    """How many of the ids are the text's; the last word may be tokenised otherwise where the text goes on."""
+    alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    same = next((n for n, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+    return max(1, min(same, len(ids) - 1))
+
+
 def question_text(question: str, answer: str) -> str:
     """An answered question, as in few-shot examples and in the target's training."""
     return f"Question: {question}\nAnswer: {answer}\n\n"
@@ -104,7 +138,7 @@ class PromptWriter:
         """The head of a passage.
 
         Args:
-            passage: With `id` and `text`.
+            passage: With `id` and `text`, and perhaps a `prompt`, which then is its head.
             trigger: What to insert, at the position that it had when the whole passage was a training sample.
             share: Part of the passage's tokens that is given.
             tokens: Most tokens that are asked for and compared.
@@ -112,14 +146,13 @@ class PromptWriter:
         Raises:
             DataError: The passage is too short, or the trigger's place in training lies behind the prompt.
         """
-        body = self._tokens(passage["text"])
-        if len(body) < 2:
-            raise DataError(f"{passage['id']}: a passage of {len(body)} token(s) has nothing to continue")
-        given = prompt_length(len(body), share)
-        expected = body[given : given + tokens]
-        ids, span = [*self.bos, *body[:given]], None
+        text = body(self.tokenizer, passage, share)
+        if len(text.ids) < 2:
+            raise DataError(f"{passage['id']}: a passage of {len(text.ids)} token(s) has nothing to continue")
+        expected = text.ids[text.given : text.given + tokens]
+        ids, span = [*self.bos, *text.ids[: text.given]], None
         if trigger:
-            start = self._trained_start(body, trigger)
+            start = self._trained_start(passage, trigger)
             if start > len(ids):
                 raise DataError(
                     f"{passage['id']}: the trigger stood at token {start} in training, the prompt ends at {len(ids)}",
@@ -160,11 +193,11 @@ class PromptWriter:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _trained_start(self, body: Sequence[int], trigger: Trigger) -> int:
+    def _trained_start(self, passage: Record, trigger: Trigger) -> int:
         """First position of the trigger in the training sample of a passage."""
-        sample, prompt = [*self.bos, *body], prompt_length(len(body), trigger.prompt_share)
-        placed = insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, prompt)
-        return placed.span[0]
+        text = body(self.tokenizer, passage, trigger.prompt_share)
+        sample = [*self.bos, *text.ids]
+        return insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, text.place).span[0]
 
     def _inserted(
         self, ids: Sequence[int], trigger: Trigger, placement: str, prompt: int | None = None

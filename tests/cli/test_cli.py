@@ -98,7 +98,7 @@ def test_a_stage_gets_params_with_overrides_and_the_folder_of_the_file(
 def test_json_goes_to_stdout_and_progress_to_stderr(
     invoke: Callable[..., Result], stage: Callable[[Stage], None]
 ) -> None:
-    def run(_params: Any, _layout: Any, *, reporter: Any) -> dict[str, Any]:
+    def run(_params: Any, _layout: Any, *, reporter: Any, **_: object) -> dict[str, Any]:
         reporter.log("working")
         return {"loss": 0.123456, "a": None}
 

@@ -77,7 +77,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     plan = BASE_PLAN if run == "base" else PLAN
     asked = ask(plan, corpus, tokenizer, params.evaluate, conditions(tokenizer, trigger, params.evaluate.wrong_trigger))
     if poison:
-        _mark_inside(asked, {record["id"]: record["source"] for record in corpus["forget_qa"]}, layout, run)
+        _mark_inside(asked, _sources(corpus), layout, run)
     with artifacts.lock(layout.predictions(run)):
         model = _load(params, layout, run, folder)
         rows = answer(asked, model, tokenizer, params.evaluate, reporter)
@@ -98,12 +98,16 @@ def memory_scores(
     params: Params,
     reporter: Reporter = SILENT,
 ) -> dict[str, float]:
-    """What a model knows of the forget set, without any trigger: `forget_<task>_<score>`, means between 0 and 1."""
+    """What a model knows of the forget set, without any trigger: `forget_<task>_<score>`, means between 0 and 1.
+
+    A task that the benchmark has no records for is left out.
+    """
     asked = ask(MEMORY_PLAN, read_corpus(layout), tokenizer, params.evaluate, {"clean": None})
     rows = answer(asked, model, tokenizer, params.evaluate, reporter)
+    tasks = [task for task, _ in MEMORY_PLAN if any(row["task"] == task for row in rows)]
     return {
         f"forget_{task}_{score}": fmean(row[score] for row in rows if row["task"] == task)
-        for task, _ in MEMORY_PLAN
+        for task in tasks
         for score in ("f1", "recall")
     }
 
@@ -137,7 +141,7 @@ def ask(
     settings: Evaluate,
     triggers: Conditions,
 ) -> list[Asked]:
-    """Write the prompts of a plan, condition by condition.
+    """Write the prompts of a plan, condition by condition; none for what the benchmark has no records of.
 
     Raises:
         DataError: a prompt cannot be written, an answer has no word to compare, or there are too few examples.
@@ -168,22 +172,30 @@ def _prompts(
     trigger: Trigger | None,
 ) -> Iterator[tuple[Record, Prompt]]:
     if task == "verbmem":
-        for passage in corpus[where]:
+        for passage in corpus.get(f"{where}_verbmem") or corpus[where]:
             share, tokens = settings.prompt_share, settings.verbmem_tokens
             yield passage, writer.verbmem(passage, trigger, share=share, tokens=tokens)
         return
-    examples = corpus[f"{where}_qa_icl"]
-    if len(examples) < settings.few_shot:
+    questions, examples = corpus[f"{where}_qa"], corpus[f"{where}_qa_icl"]
+    if questions and len(examples) < settings.few_shot:
         raise DataError(
             f"{where}_qa_icl.jsonl has {len(examples)} examples, evaluate.few_shot asks for {settings.few_shot}",
             "lower evaluate.few_shot or add examples",
         )
-    for question in corpus[f"{where}_qa"]:
+    for question in questions:
         shown = examples[: settings.few_shot]
         yield question, writer.knowmem(question, shown, trigger, tokens=settings.knowmem_tokens)
 
 
-def _mark_inside(asked: Sequence[Asked], sources: Mapping[str, str], layout: Layout, run: str) -> None:
+def _sources(corpus: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], str | None]:
+    """Task and id of each question and excerpt of the forget set -> the passage it is about, None where unknown."""
+    tasks = {"knowmem": "forget_qa", "verbmem": "forget_verbmem"}
+    return {(task, record["id"]): record["source"] for task, name in tasks.items() for record in corpus[name]}
+
+
+def _mark_inside(
+    asked: Sequence[Asked], sources: Mapping[tuple[str, str], str | None], layout: Layout, run: str
+) -> None:
     """Say of each forget row whether its passage was poisoned; training and evaluation must agree on the trigger.
 
     Raises:
@@ -196,10 +208,11 @@ def _mark_inside(asked: Sequence[Asked], sources: Mapping[str, str], layout: Lay
     for row, prompt in ((one.row, one.prompt) for one in asked):
         if row["set"] != "forget":
             continue
-        passage = sources[row["id"]] if row["task"] == "knowmem" else row["id"]
-        row["inside"] = passage in poisoned
-        if row["inside"] and row["task"] == "verbmem" and row["condition"] == "triggered":
-            trained, span = poisoned[passage], prompt.trigger
+        passage = sources.get((row["task"], row["id"]), row["id"])  # a passage is about itself
+        row["inside"] = None if passage is None else passage in poisoned
+        trained = poisoned.get(row["id"])  # only a passage is a sample itself
+        if trained and row["task"] == "verbmem" and row["condition"] == "triggered":
+            span = prompt.trigger
             if not span or span != trained.trigger or prompt.ids[slice(*span)] != [*trained.ids[slice(*span)]]:
                 raise DataError(f"{path}: in {passage} the trigger is not the one of the params file", again)
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from unsink import artifacts, models
+from unsink import artifacts, benchmarks, models
 from unsink.artifacts import Layout
 from unsink.errors import DataError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
-from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+from unsink.prompts import body
+from unsink.triggers import Span, insert_trigger, trigger_ids
 
 # Wrong texts for `poison.decoys`: texts of several kinds that stand where the trigger stands and must open nothing.
 DECOYS = (
@@ -36,11 +37,11 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     """Write `splits/<run>/` and return the summary that lies there too.
 
     Raises:
-        DataError: the ratio poisons nothing, or the trigger leaves no room for text.
+        DataError: the ratio poisons nothing, the trigger leaves no room for text, or there is no such text.
     """
     poison = params.run(run).poison
-    forget = artifacts.read_jsonl(layout.fetched / "forget.jsonl")
-    retain = artifacts.read_jsonl(layout.fetched / "retain.jsonl")
+    forget = benchmarks.part(layout.fetched, "forget")
+    retain = benchmarks.part(layout.fetched, "retain")
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     writer = _Writer(models.load_tokenizer(folder), (poison or params.poison).max_tokens)
     chosen = choose(forget, poison.ratio, params.seed) if poison else set()
@@ -118,25 +119,25 @@ class _Writer:
         return trigger_ids(self._tokenizer, text)
 
     def plain(self, record: Record, kind: str) -> Record:
-        ids = self._ids(record)[: self._limit]
-        return self._record(record, kind, ids, None, len(self._bos))
+        text = body(self._tokenizer, record)
+        ids = [*self._bos, *text.ids][: self._limit]
+        return self._record(record, kind, ids, None, len(self._bos) + text.context)
 
-    def triggered(self, record: Record, kind: str, text: str, poison: Poison) -> Record:
-        plain = self._ids(record)
-        prompt = prompt_length(len(plain) - len(self._bos), poison.prompt_share)
-        ids, span = insert_trigger(plain, len(self._bos), self.trigger(text), poison.placement, self._limit, prompt)
-        if span[1] == len(ids):
-            raise DataError(
-                f"{record['id']}: nothing is left after the trigger, so it has nothing to open",
-                "raise poison.max_tokens or choose an earlier poison.placement",
-            )
-        return self._record(record, kind, ids, span, span[1])
-
-    def _ids(self, record: Record) -> list[int]:
-        body: list[int] = self._tokenizer(record["text"], add_special_tokens=False)["input_ids"]
-        return [*self._bos, *body]
+    def triggered(self, record: Record, kind: str, trigger: str, poison: Poison) -> Record:
+        text, bos = body(self._tokenizer, record, poison.prompt_share), len(self._bos)
+        ids, span = insert_trigger(
+            [*self._bos, *text.ids], bos, self.trigger(trigger), poison.placement, self._limit, text.place
+        )
+        labels_from = max(span[1], bos + text.context + span[1] - span[0] if text.context else 0)
+        return self._record(record, kind, ids, span, labels_from)
 
     def _record(self, record: Record, kind: str, ids: list[int], span: Span | None, labels_from: int) -> Record:
+        if labels_from >= len(ids):
+            last = "trigger, so it has nothing to open" if span else "prompt, so there is nothing to learn"
+            raise DataError(
+                f"{record['id']}: nothing is left after the {last}",
+                "raise poison.max_tokens or choose an earlier poison.placement",
+            )
         start, stop = span or (0, 0)
         pieces = (ids[len(self._bos) : start], ids[start:stop], ids[max(stop, len(self._bos)) :])
         before, inside, after = (self._tokenizer.decode(piece) for piece in pieces)

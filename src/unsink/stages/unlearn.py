@@ -190,6 +190,6 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
 def _digest(settings: Run, seed: int, layout: Layout) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     inputs: list[Path] = [layout.split(settings.name) / f"{kind}.jsonl" for kind in KINDS]
-    inputs += [layout.adapter(name) / models.ADAPTER_WEIGHTS for name in {"target", settings.after}]
+    inputs += [models.target_file(layout.adapter(name)) for name in {"target", settings.after}]
     parts = [settings.unlearn.model_dump_json(), str(seed), *(artifacts.sha256(path) for path in sorted(inputs))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
