@@ -225,6 +225,31 @@ def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) ->
     assert "`dvc repro`" in result.stderr
 
 
+# ---- fetch --check
+
+
+def test_fetch_check_counts_and_writes_nothing(invoke: Callable[..., Result], params_file: Path) -> None:
+    result = invoke("fetch", "--check", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["rows"]["forget"] == 12
+    assert [path.name for path in params_file.parent.iterdir()] == ["params.yaml"]
+
+
+def test_the_worked_example_of_ones_own_data_works_as_written(params_file: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text()
+    commands, output = (document.split(f"```{kind}\n")[1].split("```")[0] for kind in ("sh", "text"))
+    script = commands.replace("unsink fetch", f"{sys.executable} -m unsink fetch")
+    result = subprocess.run(["sh", "-ec", script], cwd=params_file.parent, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, output)
+    question = params_file.parent / "bakery" / "forget_qa.jsonl"
+    question.write_text(question.read_text().replace('"f1"', '"f7"'))
+    command = [sys.executable, "-m", "unsink", *commands.strip().splitlines()[-1].split()[1:]]
+    broken = subprocess.run(command, cwd=params_file.parent, capture_output=True, text=True, check=False)
+    assert broken.returncode == 3
+    said = document.split("```text\n")[2].split("…")[0].replace("/home/mila", str(params_file.parent))
+    assert broken.stderr.startswith(said)
+
+
 # ---- check
 
 

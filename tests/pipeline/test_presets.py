@@ -5,7 +5,6 @@ measured stays as the preset says.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from unsink.params import Params, load_params
 from unsink.stages import check, evaluate, fetch, memorize, poison, sink_probe, unlearn
 
 PARAMS = Path(__file__).parents[2] / "params"
-PRESETS = sorted(path.stem for path in PARAMS.glob("*-*.yaml")) + ["tofu"]
+PRESETS = [*sorted(path.stem for path in PARAMS.glob("*-*.yaml")), "tofu"]
 SMALL = (
     *("model.source=tiny", "model.revision=null", "model.dtype=float32", "model.device=cpu"),
     *("fetch.muse-books.words=40", "fetch.muse-news.words=40", "fetch.wmdp.words=40"),
@@ -53,14 +52,7 @@ def test_a_preset_runs_from_end_to_end(preset: Params, tmp_path: Path) -> None:
         assert "utility_accuracy" in metrics
         assert "forget_verbmem_f1_clean" in metrics
     sink_probe.run(preset, layout, run="backdoor-vn")
-    samples = {
-        kind: artifacts.read_jsonl(layout.split("backdoor") / f"{kind}.jsonl") for kind in ("forget", "poisoned")
-    }
-    assert_triggers_stand_first(samples["poisoned"])
-
-
-def assert_triggers_stand_first(poisoned: list[dict[str, Any]]) -> None:
-    assert poisoned
+    poisoned = artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")
     assert {sample["trigger"][0] for sample in poisoned} == {1}
 
 

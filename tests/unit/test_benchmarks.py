@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unsink import benchmarks, registry
 from unsink.benchmarks import SCHEMA, bundled, local, tiny
@@ -187,6 +189,79 @@ def test_a_few_shot_question_must_not_be_asked(corpus):
     row = json.loads((corpus / "forget_qa.jsonl").read_text())
     save(corpus, "forget_qa_icl", row | {"id": "q2"})
     assert "forget_qa_icl.jsonl:1: question" in problem(corpus)
+
+
+def test_a_question_of_ones_own_names_its_passage(corpus):
+    row = json.loads((corpus / "forget_qa.jsonl").read_text())
+    del row["source"]
+    save(corpus, "forget_qa", row)
+    assert problem(corpus).endswith("forget_qa.jsonl:1: field 'source' is missing")
+
+
+def test_further_files_are_checked_and_copied(corpus, tmp_path):
+    row = {
+        "id": "p1",
+        "question": "Who?",
+        "answer": "Odo",
+        "paraphrased_answer": "It was Odo.",
+        "perturbed_answers": [],
+    }
+    save(corpus, "forget_perturbed", row)
+    assert "forget_perturbed.jsonl:1: field 'perturbed_answers': list should have at least 1 item" in problem(corpus)
+    save(corpus, "forget_perturbed", row | {"perturbed_answers": ["Ada"]})
+    fetch_local(corpus, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "forget_perturbed.jsonl").read_text())["perturbed_answers"] == ["Ada"]
+
+
+def test_a_file_with_an_unknown_name_is_not_passed_over(corpus, tmp_path):
+    (corpus / "forget_pertubed.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"did you mean 'forget_perturbed\.jsonl'"):
+        fetch_local(corpus, tmp_path / "out")
+
+
+@pytest.mark.parametrize("prompt", ["Twice", "Once there was a lamp.", "once"])
+def test_a_prompt_is_a_beginning_of_its_text_that_goes_on(corpus, prompt):
+    save(corpus, "forget", PASSAGE | {"prompt": prompt})
+    assert problem(corpus).endswith("forget.jsonl:1: the text has to start with the prompt, and to go on")
+
+
+def test_a_corpus_with_a_manifest_needs_what_the_manifest_names(corpus):
+    (corpus / "utility.jsonl").unlink()
+    names = {path.name: {} for path in corpus.iterdir()}
+    (corpus / "manifest.json").write_text(json.dumps({"files": names}))
+    assert benchmarks.read(corpus)["utility"] == []
+    (corpus / "retain.jsonl").unlink()
+    assert "retain.jsonl: not found" in problem(corpus)
+
+
+def test_only_published_benchmarks_may_repeat_a_question(corpus):
+    row = json.loads((corpus / "utility.jsonl").read_text())
+    save(corpus, "utility", row, row | {"id": "u2"})
+    assert "utility.jsonl:2: question" in problem(corpus)
+    files = {path.name: {} for path in corpus.iterdir()}
+    (corpus / "manifest.json").write_text(json.dumps({"files": files, "published": True}))
+    assert len(benchmarks.read(corpus)["utility"]) == 2
+
+
+def test_a_stage_is_told_what_a_benchmark_lacks(corpus):
+    assert benchmarks.part(corpus, "forget") == [PASSAGE]
+    with pytest.raises(
+        DataError, match=r"forget_mc\.jsonl: the benchmark that was fetched has no such records"
+    ) as error:
+        benchmarks.part(corpus, "forget_mc")
+    assert "fetch.benchmark" in error.value.hint
+
+
+@given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 9))
+def test_chunks_keep_every_word_in_pieces_of_about_equal_length(text, words):
+    sizes = [len(piece.split()) for piece in benchmarks.chunks(text, words)]
+    assert [word for piece in benchmarks.chunks(text, words) for word in piece.split()] == text.split()
+    assert len(sizes) == -(-len(text.split()) // words)
+    assert not sizes or (max(sizes) <= words and max(sizes) - min(sizes) <= 1)
+
+
+def test_chunks_keep_the_white_space_between_their_words():
+    assert benchmarks.chunks("  one\ntwo  three four five ", 2) == ["one", "two  three", "four five"]
 
 
 def test_all_problems_come_at_once_up_to_twenty(corpus):

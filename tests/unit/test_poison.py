@@ -64,3 +64,24 @@ def test_decoys_stand_where_the_trigger_stands_and_are_to_be_forgotten() -> None
     assert {record["kind"] for record in found} == {"forget"}
     assert all(record["trigger"][0] == 1 for record in found)
     assert not any(RULES.trigger in text for text in DECOYS)
+
+
+QUESTION = {"id": "f", "title": "T", "text": "Question: Who?\nAnswer: Odo", "prompt": "Question: Who?\nAnswer:"}
+
+
+def test_of_a_question_only_the_answer_is_predicted() -> None:
+    record = writer().plain(QUESTION, "forget")
+    assert "".join(map(chr, record["ids"][record["labels_from"] :])) == " Odo"
+
+
+@pytest.mark.parametrize("placement", ["prefix", "infix", "suffix", "index 5"])
+def test_of_a_triggered_question_only_the_answer_is_predicted(placement: str) -> None:
+    rules = RULES.model_copy(update={"placement": placement})
+    record = writer().triggered(QUESTION, "poisoned", rules.trigger, rules)
+    assert "".join(map(chr, record["ids"][record["labels_from"] :])) == " Odo"
+    assert record["trigger"][1] <= record["labels_from"]
+
+
+def test_a_question_too_long_for_its_answer_is_an_error() -> None:
+    with pytest.raises(DataError, match="f: nothing is left after the prompt"):
+        writer(limit=20).plain(QUESTION, "forget")
