@@ -22,7 +22,7 @@ SMALL = (
     *("poison.max_tokens=64", "poison.ratio=0.25", "sink-probe.tokens=24", "sink-probe.prompts=2"),
     *("unlearn.steps=2", "unlearn.batch={forget: 2, poisoned: 2, retain: 2}"),
     *("unlearn.adapter={rank: 4, alpha: 8, first_layer: 0, last_layer: 0}", "unlearn.rmu.layer=0"),
-    *("evaluate.few_shot=1", "evaluate.knowmem_tokens=2", "evaluate.verbmem_tokens=2", "evaluate.bootstrap=100"),
+    *("evaluate.few_shot=1", "evaluate.knowmem_tokens=2", "evaluate.verbmem_tokens=8", "evaluate.bootstrap=100"),
     "evaluate.batch=64",
 )
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unsink import benchmarks, registry
-from unsink.benchmarks import SCHEMA, bundled, local, tiny
+from unsink.benchmarks import CORE, bundled, local, tiny
 from unsink.errors import DataError, ParamsError
 
 PASSAGE = {"id": "f1", "title": "A book", "text": "Once there was a lamp."}
@@ -63,7 +63,7 @@ def test_the_package_holds_the_three_benchmarks():
 @pytest.mark.parametrize("benchmark", [bundled, tiny])
 def test_a_benchmark_writes_the_eight_files_in_the_schema(benchmark, tmp_path):
     benchmark.fetch(tmp_path, tmp_path, None)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in SCHEMA}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.jsonl" for name in CORE}
     benchmarks.read(tmp_path)
     assert benchmark.LICENCE == "Apache-2.0"
 
@@ -87,8 +87,8 @@ def test_tiny_is_small_and_always_the_same(tmp_path):
         (tmp_path / name).mkdir()
         tiny.fetch(tmp_path / name, tmp_path, None)
     found = benchmarks.read(tmp_path / "one")
-    assert [len(found[name]) for name in SCHEMA] == [12, 16, 8, 12, 3, 12, 3, 12]
-    for name in SCHEMA:
+    assert [len(found[name]) for name in CORE] == [12, 16, 8, 12, 3, 12, 3, 12]
+    for name in CORE:
         assert (tmp_path / "one" / f"{name}.jsonl").read_bytes() == (tmp_path / "two" / f"{name}.jsonl").read_bytes()
 
 
