@@ -202,13 +202,13 @@ def pin_published(source: str, revision: str | None, reporter: Reporter = SILENT
     Raises:
         ModelError: as `resolve`.
     """
-    weights = _weights_identity(resolve(source, revision, reporter))
+    weights = _weights_identity(resolve(source, revision, reporter, "memorize.published"))
     return {"source": source, "revision": revision, "weights": weights}
 
 
 def _load_published(path: Path, dtype: str, device: str) -> PreTrainedModel:
     pin = artifacts.read_json(path)
-    model = load_base(resolve(pin["source"], pin["revision"]), dtype, device)
+    model = load_base(resolve(pin["source"], pin["revision"], key="memorize.published"), dtype, device)
     if identity(model) != pin["weights"]:
         raise ModelError(
             f"{path}: {pin['source']} has other weights than when it was pinned", "run `unsink memorize` again"

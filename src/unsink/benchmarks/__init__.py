@@ -27,6 +27,7 @@ Published benchmarks may lack some of them, and may bring
     forget_perturbed, retain_perturbed, real_authors_perturbed, world_facts_perturbed
                                    id, question, answer, paraphrased_answer, perturbed_answers (a list of wrong ones)
     forget_mc                      four-choice questions to be forgotten; fields as in `utility`
+    mmlu                           four-choice questions of general knowledge that are answered by letter
 
 A passage may have a `prompt`: the beginning of its text that is given and never learnt, such as the question of a
 question with its answer. Then only the rest is labelled in training and asked for in VerbMem, and placements refer to
@@ -101,14 +102,15 @@ QUESTIONS = ("forget_qa", "forget_qa_icl", "retain_qa", "retain_qa_icl")
 CORE = (*PASSAGES, *QUESTIONS, "utility")
 EXCERPTS = ("forget_verbmem", "forget_privleak", "retain_privleak", "holdout_privleak")
 PERTURBED = ("forget_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
-CHOICES = ("utility", "forget_mc")
+GENERAL = ("utility", "mmlu")
+CHOICES = (*GENERAL, "forget_mc")
 SCHEMA: dict[str, type[BaseModel]] = {
     **dict.fromkeys(PASSAGES, Passage),
     **dict.fromkeys(QUESTIONS, Question),
     "utility": Choice,
     **dict.fromkeys(EXCERPTS, Passage),
     **dict.fromkeys(PERTURBED, Perturbed),
-    "forget_mc": Choice,
+    **dict.fromkeys(("mmlu", "forget_mc"), Choice),
 }
 MANIFEST = "manifest.json"
 HUB_ROOT = "UNSINK_HUB_ROOT"

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from unsink import artifacts, benchmarks, registry
@@ -27,19 +28,19 @@ def run(params: Params, layout: Layout, *, check: bool = False, reporter: Report
     """
     if check:
         return {"benchmark": params.fetch.benchmark, "rows": count(params, layout)}
-    benchmark = registry.load("benchmark", BENCHMARKS, params.fetch.benchmark)
+    models = getattr(_load(params.fetch.benchmark), "MODELS", {})
     with artifacts.lock(layout.fetched), artifacts.new_dir(layout.fetched) as new:
         origin = collect(params, layout, new)  # before the model: mistakes here show at once
         manifest = {
             **describe(params, new),
-            "version": benchmark.VERSION,
-            "licence": benchmark.LICENCE,
+            **_terms(params.fetch.benchmark),
+            "utility": params.fetch.utility and {"benchmark": params.fetch.utility, **_terms(params.fetch.utility)},
             "origin": origin,
-            "models": {name: source._asdict() for name, source in getattr(benchmark, "MODELS", {}).items()},
-            "model": _model(params.model.source, params.model.revision, reporter),
+            "models": {name: source._asdict() for name, source in models.items()},
+            "model": _model("model.source", params.model.source, params.model.revision, reporter),
         }
         if target := params.memorize.published:
-            manifest["target"] = _model(target.source, target.revision, reporter)
+            manifest["target"] = _model("memorize.published", target.source, target.revision, reporter)
         artifacts.write_json(new / benchmarks.MANIFEST, manifest)
     return manifest
 
@@ -69,18 +70,29 @@ def collect(params: Params, layout: Layout, dest: Path) -> dict[str, Any]:
     if other := params.fetch.utility:
         with tempfile.TemporaryDirectory() as folder:
             origin[other] = _fetch(params, layout, other, Path(folder))
-            source, target = (benchmarks.files(place)["utility"] for place in (Path(folder), dest))
-            if not source.exists():
+            found = [benchmarks.files(Path(folder))[name] for name in benchmarks.GENERAL]
+            if not any(path.exists() for path in found):
                 raise ParamsError(f"fetch.utility: {other} has no four-choice questions of general knowledge")
-            shutil.copy(source, target)
+            for path in found:
+                if path.exists():
+                    shutil.copy(path, dest / path.name)
     return {name: said for name, said in origin.items() if said}
 
 
 def _fetch(params: Params, layout: Layout, name: str, dest: Path) -> Any:
     # One path for two benchmarks can only be a local copy of the hub.
     own = name == params.fetch.benchmark or all(map(_published, _used(params)))
-    benchmark = registry.load("benchmark", BENCHMARKS, name)
-    return benchmark.fetch(dest, layout.root, params.fetch.path if own else None, **params.fetch.options(name))
+    path = params.fetch.path if own else None
+    return _load(name).fetch(dest, layout.root, path, **params.fetch.options(name))
+
+
+def _load(name: str) -> ModuleType:
+    return registry.load("benchmark", BENCHMARKS, name)
+
+
+def _terms(name: str) -> dict[str, Any]:
+    benchmark = _load(name)
+    return {"version": benchmark.VERSION, "licence": benchmark.LICENCE}
 
 
 def _used(params: Params) -> list[str]:
@@ -88,21 +100,20 @@ def _used(params: Params) -> list[str]:
 
 
 def _published(name: str) -> bool:
-    return getattr(registry.load("benchmark", BENCHMARKS, name), "PUBLISHED", False)
+    return getattr(_load(name), "PUBLISHED", False)
 
 
 def describe(params: Params, folder: Path) -> dict[str, Any]:
     """The part of the manifest that `benchmarks.read` goes by: which files were written, and whose work they are."""
     return {
         "benchmark": params.fetch.benchmark,
-        "utility": params.fetch.utility,
         "published": any(map(_published, _used(params))),
         "files": {path.name: _pin(path) for path in benchmarks.files(folder).values() if path.exists()},
     }
 
 
-def _model(source: str, revision: str | None, reporter: Reporter) -> dict[str, Any]:
-    files = model_files(resolve(source, revision, reporter))
+def _model(key: str, source: str, revision: str | None, reporter: Reporter) -> dict[str, Any]:
+    files = model_files(resolve(source, revision, reporter, key))
     return {
         "source": _without_folder(source),
         "revision": revision,
