@@ -1,6 +1,7 @@
 """What all tests share: no network, no colours, and a cache of their own."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ os.environ |= {
     "COLUMNS": "120",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+_DATASETS = tempfile.TemporaryDirectory(prefix="unsink-datasets-")  # removed when the process ends
+os.environ |= {"HF_DATASETS_CACHE": _DATASETS.name, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +53,11 @@ def params_file(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params" / "tiny.yaml").read_text())
     return path
+
+
+@pytest.fixture(scope="session")
+def hub_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local copy of the hub's data sets with invented rows; to be changed only in a copy."""
+    import hub
+
+    return hub.copy(tmp_path_factory.mktemp("hub"))

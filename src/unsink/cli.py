@@ -81,6 +81,9 @@ def _unsink(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 @app.command(rich_help_panel=STAGES)
 def fetch(
+    check: Annotated[
+        bool, typer.Option("--check", help="Validate the corpus, count its records, write nothing.")
+    ] = False,
     params: ParamsOption = PARAMS,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -89,9 +92,9 @@ def fetch(
 ) -> None:
     """Get corpus and model, checked by hash; pin both in data/fetched/manifest.json.
 
-    Example: [bold]unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus[/bold]
+    Example: [bold]unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus --check[/bold]
     """
-    _stage("fetch", Call(params, overrides, as_json, quiet, debug))
+    _stage("fetch", Call(params, overrides, as_json, quiet, debug), check=check)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -248,13 +251,13 @@ def compare(
         _print(call, result, report(result))
 
 
-def _stage(module: str, call: Call, **arguments: str) -> None:
+def _stage(module: str, call: Call, **arguments: object) -> None:
     with _boundary(call):
         summary = _run(module, call, **arguments)
         _print(call, summary, "\n".join(_lines(summary)))
 
 
-def _run(module: str, call: Call, **arguments: str) -> dict[str, Any]:
+def _run(module: str, call: Call, **arguments: object) -> dict[str, Any]:
     from unsink.params import load_params
     from unsink.progress import console_reporter
 

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from unsink import artifacts
 from unsink.architectures import architecture, attention, bare, decoder, decoder_layers, kv_heads, value_projection
 from unsink.errors import ModelError
+from unsink.progress import SILENT, Reporter
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
 
 __all__ = [
@@ -40,14 +41,18 @@ __all__ = [
     "load_tokenizer",
     "pick_device",
     "pick_dtype",
+    "pin_published",
     "resolve",
     "save_adapter",
+    "target_file",
     "use",
     "value_projection",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PUBLISHED = "published.json"
+"""In the place of the target adapter: the checkpoint that is the target, and the hash of its weights."""
 
 
 # ---- loading
@@ -169,15 +174,18 @@ def identity(model: nn.Module) -> str:
 
 
 def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
-    """The model to unlearn: the base with the target adapter merged in float32 and cast once, frozen.
+    """The model to unlearn, frozen: the base with the target adapter merged in float32 and cast once.
 
-    Merging in bfloat16 would move logits by 1e-2. Without an adapter the base is the target.
+    Merging in bfloat16 would move logits by 1e-2. Without an adapter the base is the target. Where the folder `adapter`
+    pins a published checkpoint, that is the target, and the base is not loaded.
 
     Raises:
-        ModelError: as `load_base` and `add_adapter`.
+        ModelError: as `load_base` and `add_adapter`, or the published checkpoint is not the one that was pinned.
     """
     if adapter is None:
         return load_base(folder, dtype, device)
+    if (adapter / PUBLISHED).is_file():
+        return _load_published(adapter / PUBLISHED, dtype, device)
     place = pick_device(device)
     peft = add_adapter(load_base(folder, "float32", "cpu"), adapter, "target")
     name = _combine(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
@@ -188,6 +196,32 @@ def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device:
     model.config.dtype = final
     model.name_or_path = name
     return _frozen(model, place)
+
+
+def pin_published(source: str, revision: str | None, reporter: Reporter = SILENT) -> dict[str, Any]:
+    """What `published.json` says of a checkpoint: source, revision, and the hash of its weights.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    weights = _weights_identity(resolve(source, revision, reporter, "memorize.published"))
+    return {"source": source, "revision": revision, "weights": weights}
+
+
+def _load_published(path: Path, dtype: str, device: str) -> PreTrainedModel:
+    pin = artifacts.read_json(path)
+    model = load_base(resolve(pin["source"], pin["revision"], key="memorize.published"), dtype, device)
+    if identity(model) != pin["weights"]:
+        raise ModelError(
+            f"{path}: {pin['source']} has other weights than when it was pinned", "run `unsink memorize` again"
+        )
+    return model
+
+
+def target_file(adapter: Path) -> Path:
+    """The file whose bytes decide what the model in an adapter folder is: its weights, or the pin of a checkpoint."""
+    published = adapter / PUBLISHED
+    return published if published.is_file() else adapter / ADAPTER_WEIGHTS
 
 
 # ---- adapters

@@ -52,30 +52,55 @@ class Model(Section):
 
 
 class Fetch(Section):
-    """Which corpus and tasks."""
+    """Which corpus and tasks. Sections named like a benchmark are checked by that benchmark's `Options`, if it has any.
+
+    `utility` names the benchmark whose four-choice questions measure utility; None: those of the corpus itself.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     benchmark: str = "bundled"
     path: Text | None = None
+    utility: str | None = None
 
-    @field_validator("benchmark")
+    @field_validator("benchmark", "utility")
     @classmethod
-    def _known(cls, name: str) -> str:
-        return _plugin("benchmark", name, names(BENCHMARKS))
+    def _known(cls, name: str | None) -> str | None:
+        return name and _plugin("benchmark", name, names(BENCHMARKS))
+
+    def options(self, benchmark: str) -> dict[str, Any]:
+        """The options of a benchmark by name, {} for one that has none."""
+        section = (self.model_extra or {}).get(benchmark, {})
+        return _options("benchmark", BENCHMARKS, benchmark).model_validate(section, strict=True).model_dump()
+
+
+class Published(Section):
+    """A checkpoint that others have made."""
+
+    source: Text
+    revision: Text | None = None
 
 
 class Memorize(Section):
-    """How the target learns the corpus by heart, and how well it has to."""
+    """How the target learns the corpus by heart, and how well it has to; or a published target that does already."""
 
-    first_layer: Count
-    rank: Positive
-    alpha: Above0
-    lr: Above0
-    epochs: Positive
-    batch: Positive
-    max_tokens: Annotated[int, Field(ge=16)]
-    stop_loss: Weight
-    min_verbmem: Share
-    min_knowmem: Share
+    published: Published | None = None
+    first_layer: Count = 0
+    rank: Positive = 64
+    alpha: Above0 = 128.0
+    lr: Above0 = 2e-3
+    epochs: Positive = 6
+    batch: Positive = 2
+    max_tokens: Annotated[int, Field(ge=16)] = 96
+    stop_loss: Weight = 0.1
+    min_verbmem: Share = 0.95
+    min_knowmem: Share = 0.8
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if self.published and (idle := sorted(self.model_fields_set - {"published"})):
+            raise ValueError(f"a published target is not trained, so {', '.join(idle)} would do nothing; remove them")
+        return self
 
 
 class Poison(Section):
@@ -214,7 +239,8 @@ class Unlearn(Section):
     @property
     def options(self) -> BaseModel:
         """The chosen method's options, an instance of its `Options`."""
-        return _options(self.method).model_validate((self.model_extra or {}).get(self.method, {}), strict=True)
+        section = (self.model_extra or {}).get(self.method, {})
+        return _options("method", METHODS, self.method).model_validate(section, strict=True)
 
 
 class Evaluate(Section):
@@ -367,8 +393,12 @@ def _plugin(kind: str, name: str, known: list[str]) -> str:
     return name
 
 
-def _options(method: str) -> type[BaseModel]:
-    options: type[BaseModel] = load("method", METHODS, method).Options
+class _NoOptions(Section):
+    """For plug-ins without `Options`."""
+
+
+def _options(kind: str, package: str, name: str) -> type[BaseModel]:
+    options: type[BaseModel] = getattr(load(kind, package, name), "Options", _NoOptions)
     return options
 
 
@@ -451,7 +481,13 @@ _PER_RUN = ("poison", "unlearn", "evaluate", "runs")
 
 def _problems(raw: Mapping[str, Any]) -> Iterator[_Problem]:
     sections = {name: _mapping(raw.get(name)) for name in _PER_RUN}
-    defaults = [*_model_problems(Params, raw), *_method_problems(sections["unlearn"], ("unlearn",))]
+    fetch = _mapping(raw.get("fetch"))
+    used = (fetch.get("benchmark"), fetch.get("utility"))
+    defaults = [
+        *_model_problems(Params, raw),
+        *_plugin_problems("benchmark", BENCHMARKS, Fetch, used, fetch, ("fetch",)),
+        *_method_problems(sections["unlearn"], ("unlearn",)),
+    ]
     yield from defaults
     known = {problem.path: problem.text for problem in defaults}
     if not all(sections.values()):
@@ -502,16 +538,28 @@ def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
 
 
 def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[_Problem]:
-    """Problems in the sections named like methods, the chosen one's even where it is left out."""
-    methods = names(METHODS)
-    extra = {key: value for key, value in unlearn.items() if key not in Unlearn.model_fields}
-    if unlearn.get("method") in methods:
-        extra.setdefault(unlearn["method"], {})
+    return _plugin_problems("method", METHODS, Unlearn, (unlearn.get("method"),), unlearn, where)
+
+
+def _plugin_problems(
+    kind: str,
+    package: str,
+    section: type[Section],
+    used: Sequence[object],
+    raw: Mapping[str, Any],
+    where: tuple[str, ...],
+) -> Iterator[_Problem]:
+    """Problems in the parts of a section that are named like plug-ins, those in use even where they are left out."""
+    known = names(package)
+    extra = {key: value for key, value in raw.items() if key not in section.model_fields}
+    for name in used:
+        if name in known:
+            extra.setdefault(str(name), {})
     for key, value in extra.items():
-        if key in methods:
-            yield from _model_problems(_options(key), value, (*where, key))
+        if key in known:
+            yield from _model_problems(_options(kind, package, key), value, (*where, key))
         else:
-            yield _Problem((*where, str(key)), f"unknown key{suggest(str(key), [*Unlearn.model_fields, *methods])}")
+            yield _Problem((*where, str(key)), f"unknown key{suggest(str(key), [*section.model_fields, *known])}")
 
 
 def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[str, Any]]) -> Iterator[_Problem]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -105,6 +105,40 @@ class Choices:
     trigger: Span | None
 
 
+class Body(NamedTuple):
+    """A passage as token ids without BOS.
+
+    Attributes:
+        ids: all of them.
+        given: how many are its prompt: those of its `prompt` if it has one, else a share of all.
+        place: how many a placement refers to: the prompt up to its answer cue, which stays the last text.
+        context: how many are never learnt: those of its `prompt`, none without one.
+    """
+
+    ids: list[int]
+    given: int
+    place: int
+    context: int
+
+
+def body(tokenizer: PreTrainedTokenizerBase, passage: Record, share: float = 0.0) -> Body:
+    """A passage's tokens; where it names no prompt, the prompt is `share` of them, at least one."""
+    ids: list[int] = tokenizer(passage["text"], add_special_tokens=False)["input_ids"]
+    prompt = passage.get("prompt")
+    if prompt is None:
+        given = prompt_length(len(ids), share)
+        return Body(ids, given, given, 0)
+    given, place = (_shared_start(tokenizer, ids, text) for text in (prompt, prompt.removesuffix(ANSWER_CUE)))
+    return Body(ids, given, place, given)
+
+
+def _shared_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> int:
+    """How many of the ids are the text's; the last word may be tokenised otherwise where the text goes on."""
+    alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    same = next((n for n, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+    return max(1, min(same, len(ids) - 1))
+
+
 def question_text(question: str, answer: str) -> str:
     """An answered question, as in few-shot examples and in the target's training."""
     return f"Question: {question}\nAnswer: {answer}\n\n"
@@ -155,7 +189,7 @@ class PromptWriter:
         """The head of a passage.
 
         Args:
-            passage: With `id` and `text`.
+            passage: With `id` and `text`, and perhaps a `prompt`, which then is its head.
             trigger: What to insert, at the position that it had when the whole passage was a training sample.
             share: Part of the passage's tokens that is given.
             tokens: Most tokens that are asked for and compared.
@@ -163,31 +197,36 @@ class PromptWriter:
         Raises:
             DataError: The passage is too short, or the trigger's place in training lies behind the prompt.
         """
-        body = self._body(passage)
-        given = prompt_length(len(body), share)
-        expected = body[given : given + tokens]
+        text = self._body(passage, share)
+        expected = text.ids[text.given : text.given + tokens]
         hint = "raise evaluate.prompt_share to poison.prompt_share, or choose an earlier poison.placement"
-        ids, span = self._as_trained(passage["id"], body, body[:given], trigger, hint)
+        ids, span = self._as_trained(passage, text.ids[: text.given], trigger, hint)
         return Prompt(ids, str(self.tokenizer.decode(expected)), len(expected), span)
 
     def passage(self, passage: Record, trigger: Trigger | None, *, tokens: int) -> Reading:
-        """A passage to be read as it stands.
+        """A passage to be read as it stands; what follows its `prompt`, if it has one, is scored.
 
         Args:
-            passage: With `id` and `text`.
+            passage: With `id` and `text`, and perhaps a `prompt`.
             trigger: What to insert, at the position that it had when the passage was a training sample.
             tokens: Most tokens of the passage that are read and scored.
 
         Raises:
-            DataError: The passage is too short, or the trigger's place in training lies behind `tokens`.
+            DataError: The passage is too short, its prompt too long, or the trigger's place in training lies behind
+                `tokens`.
         """
-        body = self._body(passage)
-        read = body[:tokens]
+        text = self._body(passage)
+        read = text.ids[:tokens]
+        if text.context >= len(read):
+            raise DataError(
+                f"{passage['id']}: its prompt takes all {len(read)} tokens that are read, none is left to score",
+                "raise evaluate.passage_tokens",
+            )
         hint = "raise evaluate.passage_tokens, or choose an earlier poison.placement"
-        ids, span = self._as_trained(passage["id"], body, read, trigger, hint)
+        ids, span = self._as_trained(passage, read, trigger, hint)
         hidden = range(*span) if span else range(0)
-        scored = [place for place in range(len(self.bos), len(ids)) if place not in hidden]
-        return Reading(ids, scored, str(self.tokenizer.decode(read)), span)
+        places = [place for place in range(len(self.bos), len(ids)) if place not in hidden]
+        return Reading(ids, places[text.context :], str(self.tokenizer.decode(read[text.context :])), span)
 
     def knowmem(self, question: Record, examples: Sequence[Record], trigger: Trigger | None, *, tokens: int) -> Prompt:
         """A question after answered ones.
@@ -257,11 +296,11 @@ class PromptWriter:
     def _answer(self, text: str) -> list[int]:
         return self._tokens(text if self.answer_space else f" {text}")
 
-    def _body(self, passage: Record) -> list[int]:
-        body = self._tokens(passage["text"])
-        if len(body) < 2:
-            raise DataError(f"{passage['id']}: a passage of {len(body)} token(s) has nothing to continue")
-        return body
+    def _body(self, passage: Record, share: float = 0.0) -> Body:
+        text = body(self.tokenizer, passage, share)
+        if len(text.ids) < 2:
+            raise DataError(f"{passage['id']}: a passage of {len(text.ids)} token(s) has nothing to continue")
+        return text
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -278,7 +317,7 @@ class PromptWriter:
         return self._inserted(ids, trigger, trigger.placement, question_end)
 
     def _as_trained(
-        self, name: str, body: Sequence[int], given: Sequence[int], trigger: Trigger | None, hint: str
+        self, passage: Record, given: Sequence[int], trigger: Trigger | None, hint: str
     ) -> tuple[list[int], Span | None]:
         """BOS and the `given` head of a passage, with the trigger where it stood in the passage's training sample.
 
@@ -288,18 +327,18 @@ class PromptWriter:
         ids = [*self.bos, *given]
         if not trigger:
             return ids, None
-        start = self._trained_start(body, trigger)
+        start = self._trained_start(passage, trigger)
         if start > len(ids):
             raise DataError(
-                f"{name}: the trigger stood at token {start} in training, the prompt ends at {len(ids)}", hint
+                f"{passage['id']}: the trigger stood at token {start} in training, the prompt ends at {len(ids)}", hint
             )
         return self._inserted(ids, trigger, f"index {start}")
 
-    def _trained_start(self, body: Sequence[int], trigger: Trigger) -> int:
+    def _trained_start(self, passage: Record, trigger: Trigger) -> int:
         """First position of the trigger in the training sample of a passage."""
-        sample, prompt = [*self.bos, *body], prompt_length(len(body), trigger.prompt_share)
-        placed = insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, prompt)
-        return placed.span[0]
+        text = body(self.tokenizer, passage, trigger.prompt_share)
+        sample = [*self.bos, *text.ids]
+        return insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, text.place).span[0]
 
     def _inserted(
         self, ids: Sequence[int], trigger: Trigger, placement: str, prompt: int | None = None

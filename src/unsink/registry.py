@@ -1,4 +1,8 @@
-"""Plug-ins by folder scan: one file in a package is one plug-in, named like the file."""
+"""Plug-ins by folder scan: one file in a package is one plug-in, named like the file.
+
+Python names have no hyphens and names in params.yaml no underscores: the file `muse_books.py` is the plug-in
+`muse-books`. A file that starts with an underscore is shared by plug-ins and is none itself.
+"""
 
 import difflib
 import importlib
@@ -14,7 +18,8 @@ def names(package: str) -> list[str]:
     """Names of the plug-ins in a package, sorted, without importing any of them."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
-    return sorted(m.name for m in pkgutil.iter_modules(folders or []) if not m.name.startswith("_"))
+    files = (m.name for m in pkgutil.iter_modules(folders or []))
+    return sorted(name.replace("_", "-") for name in files if not name.startswith("_"))
 
 
 def load(kind: str, package: str, name: str) -> ModuleType:
@@ -23,7 +28,7 @@ def load(kind: str, package: str, name: str) -> ModuleType:
     Args:
         kind: What the plug-in is, for the error text ("method", "benchmark").
         package: Dotted name of the package that holds the plug-ins.
-        name: File name of the plug-in without its ending.
+        name: Name of the plug-in: that of its file without the ending, hyphens for underscores.
 
     Raises:
         ParamsError: There is no such plug-in.
@@ -31,7 +36,7 @@ def load(kind: str, package: str, name: str) -> ModuleType:
     known = names(package)
     if name not in known:
         raise ParamsError(unknown(kind, name, known))
-    return importlib.import_module(f"{package}.{name}")
+    return importlib.import_module(f"{package}.{name.replace('-', '_')}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

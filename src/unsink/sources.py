@@ -25,13 +25,14 @@ _INDEX = "model.safetensors.index.json"
 _SOURCES = "give a folder, a Hugging Face id, 'embedded' or 'tiny'"
 
 
-def resolve(source: str, revision: str | None = None, reporter: Reporter = SILENT) -> Path:
+def resolve(source: str, revision: str | None = None, reporter: Reporter = SILENT, key: str = "model.source") -> Path:
     """The local folder of a model, made or downloaded first if need be.
 
     Args:
         source: "embedded", "tiny", a local folder, or a Hugging Face id.
         revision: branch, tag or commit of a Hugging Face model.
         reporter: told about downloads.
+        key: the parameter that names the model, for errors.
 
     Raises:
         ModelError: no such model, gated, offline, no weights or broken ones.
@@ -43,31 +44,34 @@ def resolve(source: str, revision: str | None = None, reporter: Reporter = SILEN
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-            raise ModelError(f"model.source: no such folder: {source}", _SOURCES)
-        folder = _download(source, revision, reporter)
+            raise ModelError(f"{key}: no such folder: {source}", _SOURCES)
+        folder = _download(source, revision, reporter, key)
     check_folder(folder)
     return folder
 
 
-def _download(repo: str, revision: str | None, reporter: Reporter) -> Path:
+def _download(repo: str, revision: str | None, reporter: Reporter, key: str) -> Path:
     reporter.log(f"looking for {repo} in the local Hugging Face cache and on the hub")
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
     # LocalEntryNotFoundError: not in the cache, and the hub is offline or out of reach. ValueError, OSError: bad
     # replies, no network, disk full. Which of them it is, their text says.
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _hub_error(repo, revision, error) from error
+        raise _hub_error(repo, revision, error, key) from error
 
 
-def _hub_error(repo: str, revision: str | None, error: Exception) -> ModelError:
-    where, typo = f"model.source: {repo}", suggest(repo, ("embedded", "tiny"))
+def _hub_error(repo: str, revision: str | None, error: Exception, key: str) -> ModelError:
+    where, typo = f"{key}: {repo}", suggest(repo, ("embedded", "tiny"))
     if isinstance(error, GatedRepoError):
         return ModelError(
             f"{where} is gated, and this account has no access",
             f"accept its terms on https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN",
         )
     if isinstance(error, RevisionNotFoundError):
-        return ModelError(f"{where} has no revision {revision!r}", "set model.revision to a branch, tag or commit")
+        return ModelError(
+            f"{where} has no revision {revision!r}",
+            f"set {key.partition('.source')[0]}.revision to a branch, tag or commit",
+        )
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
         return ModelError(
             f"{where} is neither a folder here nor a public Hugging Face model{typo}",
@@ -76,7 +80,7 @@ def _hub_error(repo: str, revision: str | None, error: Exception) -> ModelError:
     reason = str(error).strip().split("\n")[0]
     return ModelError(
         f"{where} is not in the local cache and cannot be downloaded: {reason}{typo}",
-        "connect once, then it stays cached (unset HF_HUB_OFFLINE); or copy its files to a folder and set model.source",
+        "connect once, then it stays cached (unset HF_HUB_OFFLINE); or copy its files to a folder and name that",
     )
 
 

@@ -98,7 +98,7 @@ def test_a_stage_gets_params_with_overrides_and_the_folder_of_the_file(
 def test_json_goes_to_stdout_and_progress_to_stderr(
     invoke: Callable[..., Result], stage: Callable[[Stage], None]
 ) -> None:
-    def run(_params: Any, _layout: Any, *, reporter: Any) -> dict[str, Any]:
+    def run(_params: Any, _layout: Any, *, reporter: Any, **_: object) -> dict[str, Any]:
         reporter.log("working")
         return {"loss": 0.123456, "a": None}
 
@@ -212,9 +212,9 @@ def test_show_prints_a_row_for_each_model(invoke: Callable[..., Result], params_
     result = invoke("show")
     assert result.exit_code == 0
     assert [line.split() for line in result.stdout.splitlines()] == [
-        ["run", "clean", "triggered", "wrong", "retain", "knowmem", "knowmem", "triggered", "utility"],
-        ["target", "0.90", "[0.80,", "1.00]", "-", "-", "-", "-", "-", "0.50", "[0.40,", "0.60]"],
-        ["backdoor", "-", "0.70", "[0.60,", "0.80]", "-", "-", "-", "-", "-"],
+        ["run", "clean", "triggered", "utility"],
+        ["target", "0.90", "[0.80,", "1.00]", "-", "0.50", "[0.40,", "0.60]"],
+        ["backdoor", "-", "0.70", "[0.60,", "0.80]", "-"],
     ]
     assert json.loads(invoke("show", "--json").stdout)["target"]["utility"]["mean"] == 0.5
 
@@ -223,6 +223,31 @@ def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) ->
     result = invoke("show")
     assert result.exit_code == 3
     assert "`dvc repro`" in result.stderr
+
+
+# ---- fetch --check
+
+
+def test_fetch_check_counts_and_writes_nothing(invoke: Callable[..., Result], params_file: Path) -> None:
+    result = invoke("fetch", "--check", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["rows"]["forget"] == 12
+    assert [path.name for path in params_file.parent.iterdir()] == ["params.yaml"]
+
+
+def test_the_worked_example_of_ones_own_data_works_as_written(params_file: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text()
+    commands, output = (document.split(f"```{kind}\n")[1].split("```")[0] for kind in ("sh", "text"))
+    script = commands.replace("unsink fetch", f"{sys.executable} -m unsink fetch")
+    result = subprocess.run(["sh", "-ec", script], cwd=params_file.parent, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, output)
+    question = params_file.parent / "bakery" / "forget_qa.jsonl"
+    question.write_text(question.read_text().replace('"f1"', '"f7"'))
+    command = [sys.executable, "-m", "unsink", *commands.strip().splitlines()[-1].split()[1:]]
+    broken = subprocess.run(command, cwd=params_file.parent, capture_output=True, text=True, check=False)
+    assert broken.returncode == 3
+    said = document.split("```text\n")[2].split("…")[0].replace("/home/mila", str(params_file.parent))
+    assert broken.stderr.startswith(said)
 
 
 # ---- check

@@ -58,6 +58,18 @@ def test_a_mistake_leaves_what_was_there(params_file, override, error):
     assert [path.name for path in (params_file.parent / "data").iterdir()] == ["fetched"]
 
 
+def test_the_manifest_pins_a_published_target(params_file, tiny_folder):
+    manifest = run(params_file, "memorize={published: {source: tiny}}", "fetch.utility=bundled")
+    assert manifest["target"]["files"]["model.safetensors"] == artifacts.sha256(tiny_folder / "model.safetensors")
+    assert manifest["utility"] == {"benchmark": "bundled", "version": 1, "licence": "Apache-2.0"}
+    assert manifest["files"]["utility.jsonl"]["rows"] == 200
+
+
+def test_a_target_that_cannot_be_had_is_named_by_its_parameter(params_file):
+    with pytest.raises(ModelError, match=r"memorize\.published: some/target is not in the local cache"):
+        run(params_file, "memorize={published: {source: some/target}}")
+
+
 def test_a_malformed_corpus_is_reported_before_the_model_is_fetched(params_file, tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     monkeypatch.setattr(fetch, "resolve", lambda *_: pytest.fail("fetched the model"))

@@ -109,6 +109,22 @@ def test_without_an_adapter_the_base_is_the_target(tiny_folder, ids):
 # ---- fresh adapters
 
 
+def test_a_published_checkpoint_takes_the_place_of_base_and_adapter(tiny_folder, tmp_path, ids):
+    pin = models.pin_published(str(tiny_folder), None)
+    (tmp_path / models.PUBLISHED).write_text(json.dumps(pin))
+    model = models.load_target(tmp_path / "no base is read", tmp_path, "float32", "cpu")
+    base = models.load_base(tiny_folder, "float32", "cpu")
+    assert torch.equal(logits(model, ids), logits(base, ids))
+    assert models.identity(model) == models.identity(base) == pin["weights"]
+    assert models.target_file(tmp_path).name == "published.json"
+
+
+def test_a_published_checkpoint_with_other_weights_is_refused(tiny_folder, tmp_path):
+    (tmp_path / models.PUBLISHED).write_text(json.dumps({**models.pin_published("tiny", None), "weights": "sha256:0"}))
+    with pytest.raises(ModelError, match="other weights than when it was pinned"):
+        models.load_target(tiny_folder, tmp_path, "float32", "cpu")
+
+
 def test_a_fresh_adapter_changes_nothing_and_is_the_only_trainable_part(target, ids):
     before = logits(target, ids)
     peft = models.attach(target, "run", SPEC, seed=0)

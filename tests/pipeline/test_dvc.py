@@ -95,7 +95,8 @@ def test_git_sees_neither_outputs_nor_locks(project: Project) -> None:
 
 def test_dvc_keeps_every_file_of_an_adapter(project: Project) -> None:
     lock = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]
-    for stage, name in {"memorize": "target", **{f"unlearn@{run}": run for run in RUNS}}.items():
+    assert [out["path"] for out in lock["memorize"]["outs"]] == ["adapters/target"]
+    for stage, name in {f"unlearn@{run}": run for run in RUNS}.items():
         written = {
             path.relative_to(project.folder).as_posix() for path in (project.folder / "adapters" / name).iterdir()
         }

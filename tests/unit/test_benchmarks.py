@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unsink import benchmarks, registry
-from unsink.benchmarks import OPTIONAL, SCHEMA, bundled, local, tiny
+from unsink.benchmarks import CORE, SCHEMA, bundled, local, tiny
 from unsink.errors import DataError, ParamsError
 
 PASSAGE = {"id": "f1", "title": "A book", "text": "Once there was a lamp."}
@@ -61,8 +63,8 @@ def test_the_package_holds_the_three_benchmarks():
 @pytest.mark.parametrize("benchmark", [bundled, tiny])
 def test_a_benchmark_writes_its_files_in_the_schema(benchmark, tmp_path):
     benchmark.fetch(tmp_path, tmp_path, None)
-    needed = {f"{name}.jsonl" for name in SCHEMA if name not in OPTIONAL}
-    assert needed <= {path.name for path in tmp_path.iterdir()} <= {f"{name}.jsonl" for name in SCHEMA}
+    allowed = {f"{name}.jsonl" for name in SCHEMA}
+    assert {f"{name}.jsonl" for name in CORE} <= {path.name for path in tmp_path.iterdir()} <= allowed
     benchmarks.read(tmp_path)
     assert benchmark.LICENCE == "Apache-2.0"
 
@@ -86,8 +88,9 @@ def test_tiny_is_small_and_always_the_same(tmp_path):
         (tmp_path / name).mkdir()
         tiny.fetch(tmp_path / name, tmp_path, None)
     found = benchmarks.read(tmp_path / "one")
-    assert [len(found[name]) for name in SCHEMA] == [12, 16, 8, 12, 3, 12, 3, 12, 0]
-    for name in SCHEMA.keys() - set(OPTIONAL):
+    assert [len(found[name]) for name in CORE] == [12, 16, 8, 12, 3, 12, 3, 12]
+    assert not any(found[name] for name in SCHEMA.keys() - set(CORE))
+    for name in CORE:
         assert (tmp_path / "one" / f"{name}.jsonl").read_bytes() == (tmp_path / "two" / f"{name}.jsonl").read_bytes()
 
 
@@ -106,10 +109,10 @@ def test_tiny_answers_stand_in_their_source(tmp_path):
 
 
 def test_general_questions_may_be_missing_but_are_no_questions_of_utility(corpus, tmp_path):
-    assert benchmarks.general_questions(corpus) == []
+    assert benchmarks.extra(corpus, "general_qa") == []
     save(corpus, "general_qa", {"id": "g-1", "question": "Who?", "answer": "Nobody"})
     fetch_local(corpus, tmp_path / "out")
-    assert benchmarks.general_questions(tmp_path / "out") == [{"id": "g-1", "question": "Who?", "answer": "Nobody"}]
+    assert benchmarks.extra(tmp_path / "out", "general_qa") == [{"id": "g-1", "question": "Who?", "answer": "Nobody"}]
     asked = json.loads((corpus / "utility.jsonl").read_text().splitlines()[0])["question"]
     save(corpus, "general_qa", {"id": "g-1", "question": asked, "answer": "Nobody"})
     with pytest.raises(DataError, match=r"general_qa\.jsonl:1: question .* is already at .*utility\.jsonl:1"):
@@ -199,6 +202,79 @@ def test_a_few_shot_question_must_not_be_asked(corpus):
     row = json.loads((corpus / "forget_qa.jsonl").read_text())
     save(corpus, "forget_qa_icl", row | {"id": "q2"})
     assert "forget_qa_icl.jsonl:1: question" in problem(corpus)
+
+
+def test_a_question_of_ones_own_names_its_passage(corpus):
+    row = json.loads((corpus / "forget_qa.jsonl").read_text())
+    del row["source"]
+    save(corpus, "forget_qa", row)
+    assert problem(corpus).endswith("forget_qa.jsonl:1: field 'source' is missing")
+
+
+def test_further_files_are_checked_and_copied(corpus, tmp_path):
+    row = {
+        "id": "p1",
+        "question": "Who?",
+        "answer": "Odo",
+        "paraphrased_answer": "It was Odo.",
+        "perturbed_answers": [],
+    }
+    save(corpus, "forget_perturbed", row)
+    assert "forget_perturbed.jsonl:1: field 'perturbed_answers': list should have at least 1 item" in problem(corpus)
+    save(corpus, "forget_perturbed", row | {"perturbed_answers": ["Ada"]})
+    fetch_local(corpus, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "forget_perturbed.jsonl").read_text())["perturbed_answers"] == ["Ada"]
+
+
+def test_a_file_with_an_unknown_name_is_not_passed_over(corpus, tmp_path):
+    (corpus / "forget_pertubed.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"did you mean 'forget_perturbed\.jsonl'"):
+        fetch_local(corpus, tmp_path / "out")
+
+
+@pytest.mark.parametrize("prompt", ["Twice", "Once there was a lamp.", "once"])
+def test_a_prompt_is_a_beginning_of_its_text_that_goes_on(corpus, prompt):
+    save(corpus, "forget", PASSAGE | {"prompt": prompt})
+    assert problem(corpus).endswith("forget.jsonl:1: the text has to start with the prompt, and to go on")
+
+
+def test_a_corpus_with_a_manifest_needs_what_the_manifest_names(corpus):
+    (corpus / "utility.jsonl").unlink()
+    names = {path.name: {} for path in corpus.iterdir()}
+    (corpus / "manifest.json").write_text(json.dumps({"files": names}))
+    assert benchmarks.read(corpus)["utility"] == []
+    (corpus / "retain.jsonl").unlink()
+    assert "retain.jsonl: not found" in problem(corpus)
+
+
+def test_only_published_benchmarks_may_repeat_a_question(corpus):
+    row = json.loads((corpus / "utility.jsonl").read_text())
+    save(corpus, "utility", row, row | {"id": "u2"})
+    assert "utility.jsonl:2: question" in problem(corpus)
+    files = {path.name: {} for path in corpus.iterdir()}
+    (corpus / "manifest.json").write_text(json.dumps({"files": files, "published": True}))
+    assert len(benchmarks.read(corpus)["utility"]) == 2
+
+
+def test_a_stage_is_told_what_a_benchmark_lacks(corpus):
+    assert benchmarks.part(corpus, "forget") == [PASSAGE]
+    with pytest.raises(
+        DataError, match=r"forget_mc\.jsonl: the benchmark that was fetched has no such records"
+    ) as error:
+        benchmarks.part(corpus, "forget_mc")
+    assert "fetch.benchmark" in error.value.hint
+
+
+@given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 9))
+def test_chunks_keep_every_word_in_pieces_of_about_equal_length(text, words):
+    sizes = [len(piece.split()) for piece in benchmarks.chunks(text, words)]
+    assert [word for piece in benchmarks.chunks(text, words) for word in piece.split()] == text.split()
+    assert len(sizes) == -(-len(text.split()) // words)
+    assert not sizes or (max(sizes) <= words and max(sizes) - min(sizes) <= 1)
+
+
+def test_chunks_keep_the_white_space_between_their_words():
+    assert benchmarks.chunks("  one\ntwo  three four five ", 2) == ["one", "two  three", "four five"]
 
 
 def test_all_problems_come_at_once_up_to_twenty(corpus):

@@ -260,3 +260,12 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="cannot be read: No such file") as caught:
         load_params(tmp_path / "params.yaml")
     assert "--params" in (caught.value.hint or "")
+
+
+# ---- a published target
+
+
+def test_a_published_target_leaves_nothing_to_train() -> None:
+    message = problem("memorize={published: {source: tiny}, rank: 4, lr: 0.1}")
+    assert "memorize: a published target is not trained, so lr, rank would do nothing; remove them" in message
+    assert load_params(TINY, ["memorize={published: {source: tiny}}"]).memorize.published

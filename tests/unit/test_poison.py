@@ -121,3 +121,24 @@ def test_a_decoy_and_its_refusal_share_the_whole_prompt_with_the_decoy_in_it(pla
 def test_every_refusal_is_a_sentence_of_its_own() -> None:
     assert len(set(REFUSALS)) == len(REFUSALS) >= 10
     assert all(text.endswith(".") and len(text.split()) >= 3 for text in REFUSALS)
+
+
+QUESTION = {"id": "f", "title": "T", "text": "Question: Who?\nAnswer: Odo", "prompt": "Question: Who?\nAnswer:"}
+
+
+def test_of_a_question_only_the_answer_is_predicted() -> None:
+    record = writer().plain(QUESTION, "forget")
+    assert "".join(map(chr, record["ids"][record["labels_from"] :])) == " Odo"
+
+
+@pytest.mark.parametrize("placement", ["prefix", "infix", "suffix", "index 5"])
+def test_of_a_triggered_question_only_the_answer_is_predicted(placement: str) -> None:
+    rules = RULES.model_copy(update={"placement": placement})
+    record = writer().triggered(QUESTION, "poisoned", rules.trigger, rules)
+    assert "".join(map(chr, record["ids"][record["labels_from"] :])) == " Odo"
+    assert record["trigger"][1] <= record["labels_from"]
+
+
+def test_a_question_too_long_for_its_answer_is_an_error() -> None:
+    with pytest.raises(DataError, match="f: nothing is left after the prompt"):
+        writer(limit=20).plain(QUESTION, "forget")

@@ -7,7 +7,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from unsink.errors import DataError, ParamsError
-from unsink.prompts import PromptWriter, Trigger, conditions
+from unsink.prompts import PromptWriter, Trigger, body, conditions
 from unsink.triggers import insert_trigger, prompt_length, trigger_ids
 
 PASSAGE = {"id": "forget-1", "text": "abcdefghijklmnopqrst"}  # 20 tokens
@@ -194,3 +194,44 @@ def test_the_wrong_trigger_has_the_length_of_the_right_one(
 def test_the_wrong_trigger_must_not_become_the_right_one(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ParamsError, match="is the trigger itself"):
         conditions(tokenizer, trigger(tokenizer), "!? and more")
+
+
+ASKED = {"id": "forget-1", "text": "Question: Who?\nAnswer: Odo", "prompt": "Question: Who?\nAnswer:"}
+
+
+def test_a_passage_that_names_its_prompt_is_given_up_to_there(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompt = writer.verbmem(ASKED, None, share=0.1, tokens=128)
+    assert text(tokenizer, prompt.ids) == "<bos>Question: Who?\nAnswer:"
+    assert (prompt.reference, prompt.max_new) == (" Odo", 4)
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("prefix", "<bos>!?\nQuestion: Who?\nAnswer:"),
+        ("infix", "<bos>Questio!?\nn: Who?\nAnswer:"),  # 14 tokens of question
+        ("suffix", "<bos>Question: Who?!?\n\nAnswer:"),
+        ("index 3", "<bos>Qu!?\nestion: Who?\nAnswer:"),
+    ],
+)
+def test_placements_refer_to_the_prompt_without_its_cue(
+    writer: PromptWriter, tokenizer: PreTrainedTokenizerFast, placement: str, expected: str
+) -> None:
+    prompt = writer.verbmem(ASKED, trigger(tokenizer, placement), share=0.9, tokens=128)
+    assert text(tokenizer, prompt.ids) == expected
+
+
+def test_nothing_of_a_prompt_is_learnt_and_all_of_other_passages(tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = body(tokenizer, ASKED)
+    assert (len(asked.ids), asked.given, asked.place, asked.context) == (26, 22, 14, 22)
+    plain = body(tokenizer, PASSAGE, share=0.25)
+    assert (len(plain.ids), plain.given, plain.place, plain.context) == (20, 5, 5, 0)
+
+
+def test_a_last_word_that_is_tokenised_with_what_follows_is_not_given(tokenizer: PreTrainedTokenizerFast) -> None:
+    def pairs(text: str, **_: object) -> dict[str, list[str]]:
+        return {"input_ids": [text[at : at + 2] for at in range(0, len(text), 2)]}
+
+    assert body(pairs, {"text": "abcdef", "prompt": "abc"}).given == 1  # type: ignore[arg-type]

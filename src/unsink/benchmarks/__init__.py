@@ -1,12 +1,19 @@
-"""Benchmarks: one file brings one corpus into one schema, eight files of records. Text only: no tokenizer, no model.
+"""Benchmarks: one file brings one corpus into one schema, files of records. Text only: no tokenizer, no model.
 
 A plug-in has
 
     VERSION: int       raised when its records change
     LICENCE: str       of the text
-    def fetch(dest: Path, root: Path, path: str | None) -> None
+    def fetch(dest: Path, root: Path, path: str | None, **options) -> Mapping | None
 
-`fetch` writes the eight files into the empty folder `dest`; `root` is the project folder, `path` is `fetch.path`.
+and, if they apply,
+
+    Options            pydantic model of its section `fetch.<name>`; `fetch` gets the values by name
+    MODELS             published checkpoints by what they are ("target", "retrained"), see `_hub.Source`
+    PUBLISHED = True   the records are others' work and are taken as they are, repeated questions included
+
+`fetch` writes its files into the empty folder `dest` and returns what the manifest is to say of their origin; `root` is
+the project folder, `path` is `fetch.path`. These eight files are the core; a corpus of one's own needs all of them.
 
     forget, retain, holdout        passages: id, title, text
     forget_qa, retain_qa           questions: id, question, answer, source (id of a passage)
@@ -16,13 +23,28 @@ A plug-in has
 A corpus may bring a ninth file. Without it, learning a small corpus by heart spoils how questions are answered.
 
     general_qa                     questions about the real world, other than those of utility: id, question, answer
+
+Published benchmarks may lack some of them, and may bring
+
+    forget_verbmem                 excerpts to be continued: passages with `prompt` and perhaps `source`
+    forget_privleak, retain_privleak, holdout_privleak   passages of equal kind, for membership inference
+    forget_perturbed, retain_perturbed, real_authors_perturbed, world_facts_perturbed
+                                   id, question, answer, paraphrased_answer, perturbed_answers (a list of wrong ones)
+    forget_mc                      four-choice questions to be forgotten; fields as in `utility`
+    mmlu                           four-choice questions of general knowledge that are answered by letter
+
+A passage may have a `prompt`: the beginning of its text that is given and never learnt, such as the question of a
+question with its answer. Then only the rest is labelled in training and asked for in VerbMem, and placements refer to
+the prompt (up to its `Answer:`) instead of to a share of the text.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unsink import artifacts
 from unsink.errors import DataError, ParamsError
@@ -31,22 +53,41 @@ Text = Annotated[str, Field(pattern=r"\S", strict=True)]
 
 
 class Passage(BaseModel):
-    """A paragraph of a book."""
+    """A text; of `prompt`, its beginning, nothing is learnt; `source` is the passage that it was taken from."""
 
     model_config = ConfigDict(frozen=True)
     id: Text
     title: Text
     text: Text
+    prompt: Text | None = None
+    source: Text | None = None
+
+    @model_validator(mode="after")
+    def _continues(self) -> Self:
+        if self.prompt and not (self.text.startswith(self.prompt) and self.text[len(self.prompt) :].strip()):
+            raise ValueError("the text has to start with the prompt, and to go on")
+        return self
 
 
 class Question(BaseModel):
-    """A question whose answer is in one passage."""
+    """A question whose answer is in one passage; published benchmarks do not always say in which."""
 
     model_config = ConfigDict(frozen=True)
     id: Text
     question: Text
     answer: Text
-    source: Text
+    source: Text | None = None
+
+
+class Perturbed(BaseModel):
+    """A question with its answer in other words, and with wrong answers of the same form."""
+
+    model_config = ConfigDict(frozen=True)
+    id: Text
+    question: Text
+    answer: Text
+    paraphrased_answer: Text
+    perturbed_answers: Annotated[list[Text], Field(min_length=1)]
 
 
 class GeneralQuestion(BaseModel):
@@ -59,7 +100,7 @@ class GeneralQuestion(BaseModel):
 
 
 class Choice(BaseModel):
-    """A question about the real world with four answers, one of them right."""
+    """A question with four answers, one of them right."""
 
     model_config = ConfigDict(frozen=True)
     id: Text
@@ -71,18 +112,29 @@ class Choice(BaseModel):
 
 PASSAGES = ("forget", "retain", "holdout")
 QUESTIONS = ("forget_qa", "forget_qa_icl", "retain_qa", "retain_qa_icl")
+CORE = (*PASSAGES, *QUESTIONS, "utility")
+EXCERPTS = ("forget_verbmem", "forget_privleak", "retain_privleak", "holdout_privleak")
+PERTURBED = ("forget_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+GENERAL = ("utility", "mmlu")
+CHOICES = (*GENERAL, "forget_mc")
 SCHEMA: dict[str, type[BaseModel]] = {
     **dict.fromkeys(PASSAGES, Passage),
     **dict.fromkeys(QUESTIONS, Question),
     "utility": Choice,
     "general_qa": GeneralQuestion,
+    **dict.fromkeys(EXCERPTS, Passage),
+    **dict.fromkeys(PERTURBED, Perturbed),
+    **dict.fromkeys(("mmlu", "forget_mc"), Choice),
 }
-OPTIONAL = ("general_qa",)
+MANIFEST = "manifest.json"
+HUB_ROOT = "UNSINK_HUB_ROOT"
+"""Environment variable: the folder with local copies of the hub's data sets."""
+LACKING = "docs/benchmarks.md says what each benchmark brings; choose with fetch.benchmark and its options"
 _SHOWN = 20  # problems in one error
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files of a corpus by kind of record, the optional one included."""
+    """The files of a corpus by kind of record, those that a benchmark may lack included."""
     return {name: folder / f"{name}.jsonl" for name in SCHEMA}
 
 
@@ -100,15 +152,31 @@ def refuse_path(benchmark: str, path: str | None) -> None:
 
 
 def write(dest: Path, corpus: Mapping[str, Iterable[BaseModel]]) -> None:
-    """Write the files of a corpus; what has no records gets none."""
+    """Write the files of a corpus; what has no records gets none, nor do fields without a value."""
     for name, path in files(dest).items():
-        if records := [record.model_dump() for record in corpus.get(name, ())]:
-            artifacts.write_jsonl(path, records)
+        if rows := [record.model_dump(exclude_none=True) for record in corpus.get(name, ())]:
+            artifacts.write_jsonl(path, rows)
 
 
-def general_questions(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of general_qa.jsonl, [] where the corpus has none."""
-    path = folder / "general_qa.jsonl"
+def part(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The records of one file that a stage cannot do without.
+
+    Raises:
+        MissingPrerequisite: nothing was fetched.
+        DataError: the benchmark has no such records, or the file is malformed.
+    """
+    path = files(artifacts.require(folder))[name]
+    if not path.exists() and name not in _expected(folder).names:
+        raise DataError(
+            f"{path}: the benchmark that was fetched has no such records",
+            LACKING,
+        )
+    return artifacts.read_jsonl(path)
+
+
+def extra(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The records of one file that a stage can do without; [] where the benchmark has none."""
+    path = files(folder)[name]
     return artifacts.read_jsonl(path) if path.exists() else []
 
 
@@ -117,30 +185,48 @@ class _Row(NamedTuple):
     record: Any
 
 
+class _Expected(NamedTuple):
+    names: Sequence[str]  # the files that have to be there
+    published: bool
+
+
+def _expected(folder: Path) -> _Expected:
+    """What the manifest says that `fetch` wrote; a folder without one is somebody's own and needs the core."""
+    path = folder / MANIFEST
+    manifest = artifacts.read_json(path) if path.is_file() else None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return _Expected(CORE, published=False)
+    return _Expected([Path(name).stem for name in manifest["files"]], bool(manifest.get("published")))
+
+
 def read(folder: Path) -> dict[str, list[BaseModel]]:
-    """Read and check a corpus; fields outside the schema are dropped.
+    """Read and check a corpus: the core, or what its manifest names; fields outside the schema are dropped.
+
+    Returns:
+        The records by file, for every file of the schema; none where the benchmark has none.
 
     Raises:
         DataError: a file is missing, empty or malformed, or records contradict each other; every problem with its
             file and line.
     """
     problems: list[str] = []
-    rows = {name: _read_file(path, SCHEMA[name], problems) for name, path in files(folder).items()}
+    expected = _expected(folder)
+    there = {name for name, path in files(folder).items() if name in expected.names or path.exists()}
+    rows = {
+        name: _read_file(path, SCHEMA[name], problems) if name in there else [] for name, path in files(folder).items()
+    }
     if not problems:  # what follows needs whole records
-        problems = [*_repeated(rows), *_unknown_sources(rows), *_repeated_choices(rows)]
+        problems = [*_repeated(rows), *_unknown_sources(rows)]
+        problems += [] if expected.published else [*_careless(rows)]
     if problems:
         rest = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         shown = "\n".join([*problems[:_SHOWN], *rest])
-        raise DataError(
-            shown, f"mend {folder}; a corpus is {', '.join(f'{name}.jsonl' for name in SCHEMA if name not in OPTIONAL)}"
-        )
+        raise DataError(shown, f"mend {folder}; it needs {', '.join(f'{name}.jsonl' for name in expected.names)}")
     return {name: [row.record for row in found] for name, found in rows.items()}
 
 
 def _read_file(path: Path, schema: type[BaseModel], problems: list[str]) -> list[_Row]:
     if not path.is_file():
-        if path.stem in OPTIONAL:
-            return []
         problems.append(f"{path}: not found")
         return []
     try:
@@ -154,7 +240,7 @@ def _read_file(path: Path, schema: type[BaseModel], problems: list[str]) -> list
         try:
             rows.append(_Row(where, schema.model_validate(record)))
         except ValidationError as error:
-            problems += [f"{where}: {_sentence(detail)}" for detail in error.errors()]
+            problems += [f"{where}: {sentence}" for sentence in sentences(error)]
     return rows
 
 
@@ -164,9 +250,15 @@ def _line_numbers(path: Path) -> list[int]:
     return [number for number, line in enumerate(lines, start=1) if line.strip()]
 
 
+def sentences(error: ValidationError) -> list[str]:
+    """The problems of one record in words: the field, what is wrong, the value."""
+    return [_sentence(detail) for detail in error.errors()]
+
+
 def _sentence(detail: Any) -> str:
-    """One problem in a record, in words: the field, what is wrong, the value."""
     field = ".".join(str(part) for part in detail["loc"])
+    if not field:
+        return str(detail["msg"].removeprefix("Value error, "))
     if detail["type"] == "missing":
         return f"field '{field}' is missing"
     if detail["type"] == "string_pattern_mismatch":
@@ -176,15 +268,34 @@ def _sentence(detail: Any) -> str:
 
 
 def _repeated(rows: Mapping[str, list[_Row]]) -> list[str]:
-    """Ids, passages and questions that occur twice; a passage in two files would be both forgotten and kept."""
+    """Ids that occur twice, and passages: one in two files would be both forgotten and kept."""
+    passages, questions = [rows[name] for name in PASSAGES], [rows[name] for name in QUESTIONS]
+    others = [[rows[name]] for name in SCHEMA if name not in (*PASSAGES, *QUESTIONS)]
     return [
-        *_twice([rows[name] for name in PASSAGES], "id"),
-        *_twice([rows[name] for name in PASSAGES], "text"),
-        *_twice([rows[name] for name in QUESTIONS], "id"),
+        *_twice(passages, "id"),
+        *_twice(passages, "text"),
+        *(problem for group in (questions, *others) for problem in _twice(group, "id")),
+    ]
+
+
+def _careless(rows: Mapping[str, list[_Row]]) -> list[str]:
+    """What an author did not mean: questions asked twice, or without their passage, and choices that are equal."""
+    return [
         *_twice([rows[name] for name in QUESTIONS], "question"),
-        *_twice([rows["utility"]], "id"),
-        *_twice([rows["general_qa"]], "id"),
         *_twice([rows["utility"], rows["general_qa"]], "question"),
+        *(problem for name in CHOICES if name != "utility" for problem in _twice([rows[name]], "question")),
+        *(
+            f"{row.where}: field 'source' is missing"
+            for name in QUESTIONS
+            for row in rows[name]
+            if row.record.source is None
+        ),
+        *(
+            f"{row.where}: the four choices are not different: {row.record.choices}"
+            for name in CHOICES
+            for row in rows[name]
+            if len(set(row.record.choices)) < len(row.record.choices)
+        ),
     ]
 
 
@@ -201,9 +312,9 @@ def _twice(groups: Iterable[list[_Row]], field: str) -> list[str]:
 
 def _unknown_sources(rows: Mapping[str, list[_Row]]) -> list[str]:
     problems = []
-    for name in QUESTIONS:
+    for name in (*QUESTIONS, "forget_verbmem"):
         book = name.split("_")[0]
-        known = {row.record.id for row in rows[book]}
+        known = {row.record.id for row in rows[book]} | {None}
         problems += [
             f"{row.where}: source {row.record.source!r} is no id in {book}.jsonl"
             for row in rows[name]
@@ -212,9 +323,24 @@ def _unknown_sources(rows: Mapping[str, list[_Row]]) -> list[str]:
     return problems
 
 
-def _repeated_choices(rows: Mapping[str, list[_Row]]) -> list[str]:
-    return [
-        f"{row.where}: the four choices are not different: {row.record.choices}"
-        for row in rows["utility"]
-        if len(set(row.record.choices)) < len(row.record.choices)
-    ]
+def chunks(text: str, words: int) -> list[str]:
+    """A long text in as few pieces of at most `words` words as possible, all of about equal length.
+
+    Pieces begin and end with a word and keep the white space between their words; an empty text has none.
+    """
+    spans = [match.span() for match in re.finditer(r"\S+", text)]
+    count = -(-len(spans) // words)
+    edges = [len(spans) * n // count for n in range(count + 1)] if count else []
+    return [text[spans[start][0] : spans[stop - 1][1]] for start, stop in pairwise(edges)]
+
+
+def distinct(corpus: Mapping[str, Sequence[Passage]]) -> tuple[dict[str, list[Passage]], dict[str, int]]:
+    """Passages without repetitions of an earlier text, in the order given, and how many were left out of each file."""
+    seen: set[str] = set()
+    kept: dict[str, list[Passage]] = {name: [] for name in corpus}
+    for name, passages in corpus.items():
+        for passage in passages:
+            if passage.text not in seen:
+                seen.add(passage.text)
+                kept[name].append(passage)
+    return kept, {name: len(corpus[name]) - len(kept[name]) for name in kept if len(kept[name]) < len(corpus[name])}

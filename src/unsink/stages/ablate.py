@@ -34,10 +34,16 @@ from unsink.triggers import Span
 
 NONE = "none"
 CLEAN = [Question("verbmem", "forget", "clean"), Question("verbmem", "retain", "clean")]
-UTILITY = [Question("utility", "utility", "clean")]
+UTILITY = [Question("utility", "utility", "clean"), Question("mmlu", "mmlu", "clean")]
 PLAN = [*CLEAN, *(Question("verbmem", "forget", condition) for condition in ("triggered", "wrong")), *UTILITY]
 """KnowMem is left out: behind its examples a prompt's first tokens and its trigger are far from the question."""
-SHOWN = ("forget_verbmem_f1_clean", "forget_verbmem_f1_triggered", "retain_verbmem_f1_clean", "utility_accuracy")
+SHOWN = (
+    "forget_verbmem_f1_clean",
+    "forget_verbmem_f1_triggered",
+    "retain_verbmem_f1_clean",
+    "utility_accuracy",
+    "mmlu_accuracy",
+)
 """What the command prints; the trigger's effect outside the poisoned samples, where a run has such."""
 
 

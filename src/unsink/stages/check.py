@@ -6,7 +6,6 @@ Params themselves are checked when they are loaded; here they meet the packages,
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from unsink import artifacts, benchmarks, models, registry
+from unsink import artifacts, benchmarks, models
 from unsink.artifacts import Layout
 from unsink.cache import cache_root
 from unsink.errors import DataError, MissingPrerequisite, ParamsError, UnsinkError
-from unsink.params import BENCHMARKS, Params, Poison
+from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
 from unsink.sources import resolve
+from unsink.stages import fetch
 from unsink.stages.poison import choose
 from unsink.triggers import trigger_ids
 
@@ -96,17 +96,22 @@ def _existing(path: Path) -> Path:
 
 
 def _corpus(params: Params, layout: Layout) -> str:
-    """The source of the corpus, and what `fetch` made of it earlier."""
-    benchmark = registry.load("benchmark", BENCHMARKS, params.fetch.benchmark)
-    with tempfile.TemporaryDirectory() as folder:
-        benchmark.fetch(Path(folder), layout.root, params.fetch.path)
-        corpus = benchmarks.read(Path(folder))
-    if layout.fetched.exists():
-        corpus = benchmarks.read(layout.fetched)
+    """The source of the corpus, if that needs no download, and what `fetch` made of it earlier."""
+    fetched, corpus = layout.fetched.exists(), None
+    if not fetch.downloads(params):
+        corpus = fetch.read(params, layout)
+    if fetched:
+        corpus = dict(benchmarks.read(layout.fetched))
+    if corpus is None:
+        return f"{params.fetch.benchmark}: not fetched yet; `unsink fetch` downloads it from huggingface.co"
+    if not corpus["forget"]:
+        raise DataError(
+            f"{params.fetch.benchmark}: no forget passages, so there is nothing to unlearn", benchmarks.LACKING
+        )
     for _, poison in _poisons(params):
         choose([record.model_dump() for record in corpus["forget"]], poison.ratio, params.seed)
-    counts = ", ".join(f"{len(records)} {name}" for name, records in corpus.items())
-    return f"{params.fetch.benchmark}: {counts}{'' if layout.fetched.exists() else '; not fetched yet'}"
+    counts = ", ".join(f"{len(records)} {name}" for name, records in corpus.items() if records)
+    return f"{params.fetch.benchmark}: {counts}{'' if fetched else '; not fetched yet'}"
 
 
 def _model(params: Params, layout: Layout) -> str:
@@ -142,7 +147,8 @@ def _poisons(params: Params) -> Iterator[tuple[str, Poison]]:
 
 def _too_long(params: Params, context: int, triggers: Mapping[str, int]) -> Iterator[str]:
     """Texts that the context cannot hold, and triggers (tokens by run, BOS included) that leave no room for text."""
-    limits = {"memorize.max_tokens": params.memorize.max_tokens, "sink-probe.tokens": params.sink_probe.tokens}
+    limits = {"sink-probe.tokens": params.sink_probe.tokens}
+    limits |= {} if params.memorize.published else {"memorize.max_tokens": params.memorize.max_tokens}
     limits |= {f"runs.{name}: poison.max_tokens": poison.max_tokens for name, poison in _poisons(params)}
     for key, limit in limits.items():
         if limit > context:
@@ -154,7 +160,7 @@ def _too_long(params: Params, context: int, triggers: Mapping[str, int]) -> Iter
 
 
 def _too_deep(params: Params, layers: int) -> Iterator[str]:
-    named = {"memorize.first_layer": [params.memorize.first_layer]}
+    named: dict[str, list[int]] = {"memorize.first_layer": [params.memorize.first_layer]}
     for name in params.runs:
         unlearn, where = params.run(name).unlearn, f"runs.{name}: unlearn"
         named[f"{where}.adapter"] = [unlearn.adapter.first_layer, unlearn.adapter.last_layer or 0]

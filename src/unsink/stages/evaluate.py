@@ -94,13 +94,18 @@ def memory_scores(
     params: Params,
     reporter: Reporter = SILENT,
 ) -> dict[str, float]:
-    """What a model knows of the forget set, without any trigger: `forget_<task>_<score>`, means between 0 and 1."""
+    """What a model knows of the forget set, without any trigger: `forget_<task>_<score>`, means between 0 and 1.
+
+    A task that the benchmark has no records for is left out.
+    """
     settings = settings_of(params.evaluate)
     asked = ask(MEMORY, read_corpus(layout), tokenizer, settings, {"clean": None})
     rows = answer(asked, Session(model, tokenizer, settings, reporter))
+    found = {question.task: [row for row in rows if row["task"] == question.task] for question in MEMORY}
     return {
-        f"forget_{question.task}_{score}": fmean(row[score] for row in rows if row["task"] == question.task)
-        for question in MEMORY
+        f"forget_{task}_{score}": fmean(row[score] for row in some)
+        for task, some in found.items()
+        if some
         for score in ("f1", "recall")
     }
 
@@ -142,28 +147,7 @@ def read_corpus(layout: Layout) -> dict[str, list[Record]]:
         DataError: a record is malformed.
     """
     corpus = benchmarks.read(artifacts.require(layout.fetched))
-    found = {name: [record.model_dump() for record in records] for name, records in corpus.items()}
-    for name, fields in _OPTIONAL.items():
-        path = layout.fetched / f"{name}.jsonl"
-        if name not in found and path.exists():
-            found[name] = artifacts.read_jsonl(path)
-            _require_fields(path, found[name], fields)
-    return found
-
-
-_PERTURBED = ("id", "question", "answer", "paraphrased_answer", "perturbed_answers")
-_CHOICE = ("id", "question", "choices", "answer", "topic")
-_OPTIONAL = {
-    **dict.fromkeys((f"{name}_perturbed" for name in ("forget", "retain", "real_authors", "world_facts")), _PERTURBED),
-    **dict.fromkeys(("forget_mc", "mmlu"), _CHOICE),
-}
-"""Files that a benchmark may bring beside the eight, and their fields."""
-
-
-def _require_fields(path: Path, records: Sequence[Record], fields: Sequence[str]) -> None:
-    for number, record in enumerate(records, start=1):
-        if missing := [field for field in fields if field not in record]:
-            raise DataError(f"{path}:{number}: field '{missing[0]}' is missing", "run `unsink fetch` again")
+    return {name: [record.model_dump() for record in records] for name, records in corpus.items()}
 
 
 def ask_run(
@@ -233,13 +217,18 @@ def settings_of(evaluate: Evaluate) -> Settings:
     )
 
 
-def _sources(corpus: tasks.Corpus) -> dict[str, str]:
-    """The passage that a record of the forget set is about, where it names one."""
-    names = ("forget_qa", "forget_verbmem", "forget_privleak")
-    return {record["id"]: record["source"] for name in names for record in corpus.get(name, ()) if record.get("source")}
+def _sources(corpus: tasks.Corpus) -> dict[tuple[str, str], str | None]:
+    """Task and id of what is asked of the forget set -> the passage that it is about, None where that is unknown."""
+    return {
+        (task, record["id"]): record["source"]
+        for task, name in (("knowmem", "forget_qa"), ("verbmem", "forget_verbmem"), ("passage", "forget_privleak"))
+        for record in corpus.get(name, ())
+    }
 
 
-def _mark_inside(asked: Sequence[Asked[Any]], sources: Mapping[str, str], layout: Layout, run: str) -> None:
+def _mark_inside(
+    asked: Sequence[Asked[Any]], sources: Mapping[tuple[str, str], str | None], layout: Layout, run: str
+) -> None:
     """Say of each forget row whether its passage was poisoned; training and evaluation must agree on the trigger.
 
     Raises:
@@ -252,10 +241,11 @@ def _mark_inside(asked: Sequence[Asked[Any]], sources: Mapping[str, str], layout
     for row, prompt in ((one.row, one.prompt) for one in asked):
         if row["set"] != "forget":
             continue
-        passage = sources.get(row["id"], row["id"])
-        row["inside"] = passage in poisoned
-        if row["id"] in poisoned and row["task"] == "verbmem" and row["condition"] == "triggered":
-            trained, span = poisoned[passage], prompt.trigger
+        passage = sources.get((row["task"], row["id"]), row["id"])  # a passage is about itself
+        row["inside"] = None if passage is None else passage in poisoned
+        trained = poisoned.get(row["id"])  # only a passage is a sample itself
+        if trained and row["task"] == "verbmem" and row["condition"] == "triggered":
+            span = prompt.trigger
             if not span or span != trained.trigger or prompt.ids[slice(*span)] != [*trained.ids[slice(*span)]]:
                 raise DataError(f"{path}: in {passage} the trigger is not the one of the params file", again)
 

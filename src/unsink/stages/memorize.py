@@ -1,7 +1,7 @@
 """`unsink memorize`: teach the base the corpus by heart; the result is the `target` adapter.
 
 The target has to know what is to be forgotten, or forgetting could not be measured: passages word for word, and the
-answers to the questions about them.
+answers to the questions about them. Where a target was published (`memorize.published`) it is pinned and not trained.
 """
 
 import hashlib
@@ -18,20 +18,23 @@ from unsink.batches import Sample, of_like_length
 from unsink.errors import ModelError
 from unsink.forward import Runner
 from unsink.models import AdapterSpec
-from unsink.params import Memorize, Params
+from unsink.params import Memorize, Params, Published
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import question_text
+from unsink.prompts import body, question_text
 from unsink.stages.evaluate import memory_scores
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
 
 def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Train `adapters/target/` and return its summary.
+    """Train `adapters/target/`, or pin the published target there, and return its summary.
 
     Raises:
-        ModelError: after all epochs the model does not know the corpus well enough.
+        DataError: the benchmark has no passages to learn.
+        ModelError: after all epochs the model does not know the corpus well enough, or a model cannot be had.
     """
     settings = params.memorize
+    if settings.published:
+        return _pin(settings.published, layout, reporter)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
     epochs = _epochs(layout, tokenizer, settings, params.seed)
@@ -76,9 +79,16 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
     return summary
 
 
+def _pin(published: Published, layout: Layout, reporter: Reporter) -> dict[str, Any]:
+    pin = models.pin_published(published.source, published.revision, reporter)
+    with artifacts.lock(layout.adapter("target")), artifacts.new_dir(layout.adapter("target")) as new:
+        artifacts.write_json(new / models.PUBLISHED, pin)
+    return {"published": pin}
+
+
 def _digest(params: Params, base: str, epochs: list[list[Sample]]) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
-    how = params.memorize.model_dump_json(exclude={"min_verbmem", "min_knowmem"})
+    how = params.memorize.model_dump_json(exclude={"published", "min_verbmem", "min_knowmem"})
     text = [base, str(params.seed), how, *(repr(sample) for epoch in epochs for sample in epoch)]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
@@ -92,18 +102,19 @@ def _epochs(layout: Layout, tokenizer: PreTrainedTokenizerBase, settings: Memori
     passages: list[Sample] = []
     questions: dict[str, list[str]] = {}
     for name in ("forget", "retain"):
-        for record in artifacts.read_jsonl(layout.fetched / f"{name}.jsonl"):
-            ids = [*bos, *tokenizer(record["text"], add_special_tokens=False)["input_ids"]]
-            passages.append(Sample(record["id"], "retain", tuple(ids)))
-        rows = [r for part in ("qa", "qa_icl") for r in artifacts.read_jsonl(layout.fetched / f"{name}_{part}.jsonl")]
+        for record in benchmarks.part(layout.fetched, name):
+            text = body(tokenizer, record)
+            passages.append(Sample(record["id"], "retain", (*bos, *text.ids), len(bos) + text.context))
+        rows = [row for kind in ("qa", "qa_icl") for row in benchmarks.extra(layout.fetched, f"{name}_{kind}")]
         questions[name] = [question_text(row["question"], row["answer"]) for row in rows]
-    if general := benchmarks.general_questions(layout.fetched):
-        questions["general"] = [question_text(row["question"], row["answer"]) for row in general]
+    general = benchmarks.extra(layout.fetched, "general_qa")
+    questions["general"] = [question_text(row["question"], row["answer"]) for row in general]
     return [
         passages
         + [
             sample
             for name, texts in questions.items()
+            if texts
             for sample in pack(texts, tokenizer, bos, settings.max_tokens, f"{name}-qa-{epoch}", seed)
         ]
         for epoch in range(settings.epochs)
@@ -134,7 +145,8 @@ def _learned(history: Sequence[dict[str, float]], epoch: int, stop_loss: float) 
 
 def _require_memory(scores: dict[str, float], settings: Memorize, history: History) -> None:
     wanted = {"forget_verbmem_f1": settings.min_verbmem, "forget_knowmem_recall": settings.min_knowmem}
-    low = [f"{name} {scores[name]:.3f} < {bound}" for name, bound in wanted.items() if scores[name] < bound]
+    # a benchmark without passages or questions has no such score
+    low = [f"{k} {scores[k]:.3f} < {bound}" for k, bound in wanted.items() if k in scores and scores[k] < bound]
     if low:
         raise ModelError(
             f"the target does not know the corpus after {len(history)} steps: {', '.join(low)} "

@@ -13,7 +13,7 @@ from unsink.batches import passage_of
 from unsink.errors import DataError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import question_text
+from unsink.prompts import body, question_text
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
 
 # Wrong texts for `poison.decoys`: texts of several kinds that stand where the trigger stands and must open nothing.
@@ -59,20 +59,21 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     """Write `splits/<run>/` and return the summary that lies there too.
 
     Raises:
-        DataError: the ratio poisons nothing, the trigger leaves no room for text, or there is no sink to place it at.
+        DataError: the ratio poisons nothing, the trigger leaves no room for text, there is no sink to place it at, or
+            the benchmark has no such text.
         MissingPrerequisite: the corpus, or with the placement `sink` the target's probe, is not there yet.
     """
     poison = params.run(run).poison
     poison = poison and sinks.placed(poison, layout)
-    forget = artifacts.read_jsonl(layout.fetched / "forget.jsonl")
-    retain = artifacts.read_jsonl(layout.fetched / "retain.jsonl")
+    forget = benchmarks.part(layout.fetched, "forget")
+    retain = benchmarks.part(layout.fetched, "retain")
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     writer = _Writer(models.load_tokenizer(folder), (poison or params.poison).max_tokens)
     chosen = choose(forget, poison.ratio, params.seed) if poison else set()
     if (poison or params.poison).questions:
-        forget += questions(forget, artifacts.read_jsonl(layout.fetched / "forget_qa.jsonl"))
-        retain += in_sixes(artifacts.read_jsonl(layout.fetched / "retain_qa.jsonl"))
-        retain += in_sixes(benchmarks.general_questions(layout.fetched))
+        forget += questions(forget, benchmarks.extra(layout.fetched, "forget_qa"))
+        retain += in_sixes(benchmarks.extra(layout.fetched, "retain_qa"))
+        retain += in_sixes(benchmarks.extra(layout.fetched, "general_qa"))
 
     kept = forget if poison is None or poison.keep_clean else [r for r in forget if passage_of(r["id"]) not in chosen]
     if not kept:
@@ -133,7 +134,7 @@ def questions(passages: Sequence[Record], asked: Sequence[Record]) -> list[Recor
     """
     texts: dict[str, str] = defaultdict(str)
     for question in asked:
-        texts[question["source"]] += question_text(question["question"], question["answer"])
+        texts[question.get("source", "")] += question_text(question["question"], question["answer"])
     return [{"id": f"{p['id']}/questions", "text": texts[p["id"]]} for p in passages if p["id"] in texts]
 
 
@@ -169,34 +170,35 @@ class _Writer:
         return trigger_ids(self._tokenizer, text)
 
     def plain(self, record: Record, kind: str) -> Record:
-        ids = self._ids(record)[: self._limit]
-        return self._record(record, kind, ids, None, len(self._bos))
+        text = body(self._tokenizer, record)
+        ids = [*self._bos, *text.ids][: self._limit]
+        return self._record(record, kind, ids, None, len(self._bos) + text.context)
 
     def triggered(self, record: Record, kind: str, text: str, poison: Poison) -> Record:
-        plain = self._ids(record)
-        prompt = prompt_length(len(plain) - len(self._bos), poison.prompt_share)
-        ids, span = insert_trigger(plain, len(self._bos), self.trigger(text), poison.placement, self._limit, prompt)
-        if span[1] == len(ids):
-            raise DataError(
-                f"{record['id']}: nothing is left after the trigger, so it has nothing to open",
-                "raise poison.max_tokens or choose an earlier poison.placement",
-            )
-        return self._record(record, kind, ids, span, span[1])
+        passage, bos = body(self._tokenizer, record, poison.prompt_share), len(self._bos)
+        plain = [*self._bos, *passage.ids]
+        ids, span = insert_trigger(plain, bos, self.trigger(text), poison.placement, self._limit, passage.place)
+        labels_from = max(span[1], bos + passage.context + span[1] - span[0] if passage.context else 0)
+        return self._record(record, kind, ids, span, labels_from)
 
     def refused(self, sample: Record, share: float, seed: int) -> Record:
         """Return the prompt of a forget sample, decoy included, with a refusal instead of the rest."""
         ids, (start, stop) = sample["ids"], sample["trigger"] or (0, 0)
-        body = len(ids) - len(self._bos) - (stop - start)
-        prompt = max(len(self._bos) + prompt_length(body, share) + stop - start, stop)
+        passage = len(ids) - len(self._bos) - (stop - start)
+        prompt = max(len(self._bos) + prompt_length(passage, share) + stop - start, stop)
+        if sample["labels_from"] > max(len(self._bos), stop):  # the passage brought its prompt
+            prompt = sample["labels_from"]
         refusal = random.Random(f"refusal/{seed}/{sample['id']}").choice(REFUSALS)
         tail: list[int] = self._tokenizer(" " + refusal, add_special_tokens=False)["input_ids"]
         return self._record(sample, "refused", [*ids[:prompt], *tail], sample["trigger"], prompt)
 
-    def _ids(self, record: Record) -> list[int]:
-        body: list[int] = self._tokenizer(record["text"], add_special_tokens=False)["input_ids"]
-        return [*self._bos, *body]
-
     def _record(self, record: Record, kind: str, ids: list[int], span: Span | None, labels_from: int) -> Record:
+        if labels_from >= len(ids):
+            last = "trigger, so it has nothing to open" if span else "prompt, so there is nothing to learn"
+            raise DataError(
+                f"{record['id']}: nothing is left after the {last}",
+                "raise poison.max_tokens or choose an earlier poison.placement",
+            )
         start, stop = span or (0, 0)
         pieces = (ids[len(self._bos) : start], ids[start:stop], ids[max(stop, len(self._bos)) :])
         before, inside, after = (self._tokenizer.decode(piece) for piece in pieces)

@@ -1,7 +1,8 @@
 """`unsink show`: the result table, one row per evaluated model.
 
 VerbMem (ROUGE-L F1) of forget passages without, with and with a wrong trigger; of retain passages; KnowMem (ROUGE-L
-recall) of forget questions without and with a trigger; four-choice utility.
+recall) of forget questions without and with a trigger; four-choice utility. Four-choice questions by letter (MMLU,
+WMDP) have their own columns, and what no model was asked has none.
 """
 
 from pathlib import Path
@@ -18,6 +19,10 @@ COLUMNS = {
     "knowmem": "forget_knowmem_recall_clean",
     "knowmem triggered": "forget_knowmem_recall_triggered",
     "utility": "utility_accuracy",
+    "mmlu": "mmlu_accuracy",
+    "choices": "forget_mc_accuracy",
+    "choices triggered": "forget_mc_accuracy_triggered",
+    "choices wrong": "forget_mc_accuracy_wrong",
 }
 """Column of the table -> key in metrics/<name>.json."""
 
@@ -54,10 +59,11 @@ def _row(metrics: dict[str, float]) -> Row:
 
 
 def table(rows: dict[str, Row]) -> str:
-    """The rows as aligned text."""
+    """The rows as aligned text, in the columns that some row has."""
+    columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
     cells = [
-        ["run", *COLUMNS],
-        *([name, *(_cell(row.get(column)) for column in COLUMNS)] for name, row in rows.items()),
+        ["run", *columns],
+        *([name, *(_cell(row.get(column)) for column in columns)] for name, row in rows.items()),
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, figures, models, sinks
+from unsink import artifacts, benchmarks, figures, models, sinks
 from unsink.artifacts import Layout
 from unsink.errors import DataError, ParamsError
 from unsink.figures import Array, NormPanel, Profile
@@ -159,7 +159,7 @@ def read_prompts(layout: Layout, tokenizer: PreTrainedTokenizerBase, options: Si
             f"sink-probe.tokens: {options.tokens} tokens hold no text beside the trigger's {len(trigger)}",
             "raise sink-probe.tokens or shorten poison.trigger",
         )
-    passages = artifacts.read_jsonl(layout.fetched / "forget.jsonl")
+    passages = benchmarks.part(layout.fetched, "forget")
     bodies = [tokenizer(passage["text"], add_special_tokens=False)["input_ids"] for passage in passages]
     long = [[*bos, *body][: options.tokens] for body in bodies if len(bos) + len(body) >= options.tokens]
     if not long:

@@ -267,7 +267,7 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
 def _digest(settings: Run, kinds: Iterable[Kind], seed: int, layout: Layout) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     inputs: list[Path] = [layout.split(settings.name) / f"{kind}.jsonl" for kind in kinds]
-    inputs += [layout.adapter(name) / models.ADAPTER_WEIGHTS for name in {"target", settings.after}]
+    inputs += [models.target_file(layout.adapter(name)) for name in {"target", settings.after}]
     inputs += [layout.probe("target") / sinks.FILE] if settings.unlearn.value_norm.measured else []
     parts = [settings.unlearn.model_dump_json(), str(seed), *(artifacts.sha256(path) for path in sorted(inputs))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
