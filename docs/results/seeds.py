@@ -6,8 +6,6 @@ a 95 % interval by hierarchical bootstrap (seeds, then items within a seed), so 
 """
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from project import RESULTS, ROOT, make, repro
 
 from unsink.statistics import Interval, bootstrap_seeds, column_mean
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "results"
 RESAMPLES = 10_000
 
 Row = dict[str, Any]
@@ -72,17 +69,9 @@ TABLE: list[tuple[str, str, Callable[[Row], bool], str]] = [
 def reproduce(seed: int) -> Path:
     """Run the pipeline with this seed in its own copy of the project and return the folder."""
     folder = ROOT / "seeds" / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("dvc.yaml", "src", "data/bundled"):
-        place = folder / name
-        place.parent.mkdir(exist_ok=True)
-        if not place.exists():
-            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, place)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump({**params, "seed": seed}))
-    if not (folder / ".dvc").exists():
-        subprocess.run(["dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
-    subprocess.run(["dvc", "repro"], cwd=folder, check=True)
+    make(folder, {**yaml.safe_load((ROOT / "params.yaml").read_text()), "seed": seed})
+    if repro(folder):
+        raise SystemExit(f"seed {seed} did not finish; the same command goes on where it stopped")
     return folder
 
 

@@ -295,9 +295,10 @@ class Ablate(Section):
 
 
 class RunEntry(Section):
-    """One variant: what it builds on, and what it changes in `poison` and `unlearn`."""
+    """One variant: what it builds on, what it changes in `poison` and `unlearn`, and its seed, if it has its own."""
 
     after: str
+    seed: Count | None = None
     poison: Any = None
     unlearn: Any = None
 
@@ -322,6 +323,7 @@ class Run:
 
     name: str
     after: str
+    seed: int
     poison: Poison | None
     unlearn: Unlearn
 
@@ -354,7 +356,7 @@ class Params(Section):
         honest = entry.poison is False
         poison = None if honest else Poison.model_validate(merged(self.poison.model_dump(), entry.poison))
         unlearn = Unlearn.model_validate(merged(self.unlearn.model_dump(), entry.unlearn))
-        return Run(name, entry.after, poison, unlearn)
+        return Run(name, entry.after, self.seed if entry.seed is None else entry.seed, poison, unlearn)
 
 
 def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:

@@ -48,6 +48,18 @@ def test_the_same_seed_gives_the_same_bytes(copy: Path) -> None:
     assert set(first) == {"adapter_config.json", "adapter_model.safetensors", "history.tsv", "summary.json"}
 
 
+def test_a_run_with_its_own_seed_is_as_if_all_had_it(copy: Path) -> None:
+    def made(*overrides: str) -> tuple[list[str], bytes]:
+        params, layout = project(copy, "unlearn.steps=2", *overrides)
+        inside: list[str] = poison.run(params, layout, run="backdoor")["inside"]
+        unlearn.run(params, layout, run="backdoor")
+        return inside, (layout.adapter("backdoor") / "adapter_model.safetensors").read_bytes()
+
+    own = made("runs.backdoor.seed=7")
+    assert own == made("seed=7")
+    assert own[0] != made()[0]
+
+
 def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(copy: Path) -> None:
     overrides = ("unlearn.steps=60", "unlearn.checkpoint_every=5")
     params, layout = project(copy, *overrides)

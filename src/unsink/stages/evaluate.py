@@ -80,9 +80,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
         artifacts.write_jsonl(layout.predictions(run), rows)
         artifacts.write_json(layout.metrics(run), measured.numbers)
-        artifacts.write_json(
-            layout.settings(run), _sidecar(params, layout, settings, _rules(params, layout, run), model, measured)
-        )
+        artifacts.write_json(layout.settings(run), _sidecar(params, layout, run, settings, model, measured))
     means = {name: value for name, value in measured.numbers.items() if not name.endswith(("_low", "_high", "_n"))}
     return {"run": run, "prompts": len(rows), **means}
 
@@ -286,9 +284,10 @@ def _rows(layout: Layout, name: str) -> list[Row]:
 
 
 def _sidecar(
-    params: Params, layout: Layout, settings: Settings, rules: Poison, model: torch.nn.Module, measured: Measured
+    params: Params, layout: Layout, run: str, settings: Settings, model: torch.nn.Module, measured: Measured
 ) -> dict[str, Any]:
     """What has to be equal before two numbers may be compared, flat; and why numbers are missing."""
+    rules = _rules(params, layout, run)
     plain = {name: value for name, value in asdict(settings).items() if name != "dialect"}
     flat = {
         **plain,
@@ -297,7 +296,7 @@ def _sidecar(
         "retrained": params.evaluate.retrained,
         "wrong_trigger": params.evaluate.wrong_trigger,
         "bootstrap": params.evaluate.bootstrap,
-        "seed": params.seed,
+        "seed": params.seed if run in RESERVED else params.run(run).seed,
         "trigger": rules.trigger,
         "placement": rules.placement,
         "model": params.model.source,

@@ -63,13 +63,13 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             the benchmark has no such text.
         MissingPrerequisite: the corpus, or with the placement `sink` the target's probe, is not there yet.
     """
-    poison = params.run(run).poison
-    poison = poison and sinks.placed(poison, layout)
+    settings = params.run(run)
+    seed, poison = settings.seed, settings.poison and sinks.placed(settings.poison, layout)
     forget = benchmarks.part(layout.fetched, "forget")
     retain = benchmarks.part(layout.fetched, "retain")
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     writer = _Writer(models.load_tokenizer(folder), (poison or params.poison).max_tokens)
-    chosen = choose(forget, poison.ratio, params.seed) if poison else set()
+    chosen = choose(forget, poison.ratio, seed) if poison else set()
     if (poison or params.poison).questions:
         forget += questions(forget, benchmarks.extra(layout.fetched, "forget_qa"))
         retain += in_sixes(benchmarks.extra(layout.fetched, "retain_qa"))
@@ -84,17 +84,17 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     forget_samples = [writer.plain(r, "forget") for r in kept]
     poisoned_samples: list[Record] = []
     if poison:
-        forget_samples += decoys([r for r in forget if passage_of(r["id"]) in chosen], poison, params.seed, writer)
+        forget_samples += decoys([r for r in forget if passage_of(r["id"]) in chosen], poison, seed, writer)
         poisoned_samples = [
             writer.triggered(r, "poisoned", poison.trigger, poison) for r in forget if passage_of(r["id"]) in chosen
         ]
     retain_samples = [writer.plain(r, "retain") for r in retain]
     share = (poison or params.poison).prompt_share
-    refused_samples = [writer.refused(sample, share, params.seed) for sample in forget_samples]
+    refused_samples = [writer.refused(sample, share, seed) for sample in forget_samples]
 
     summary = {
         "run": run,
-        "seed": params.seed,
+        "seed": seed,
         "forget": len(forget_samples),
         "poisoned": len(poisoned_samples),
         "retain": len(retain_samples),

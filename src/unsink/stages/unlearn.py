@@ -44,18 +44,18 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         target = models.load_target(folder, layout.adapter("target"), params.model.dtype, params.model.device)
         spec = settings.unlearn.adapter
         policy = models.attach(
-            target, run, AdapterSpec(spec.rank, spec.alpha, spec.first_layer, spec.last_layer), params.seed
+            target, run, AdapterSpec(spec.rank, spec.alpha, spec.first_layer, spec.last_layer), settings.seed
         )
         tokenizer = models.load_tokenizer(folder)
         pad = int(tokenizer.pad_token_id)
-        objective = _objective(settings, method, policy, samples, layout, pad, params.seed, reporter)
-        state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, params.seed, layout))
-        history = _train(settings, params.seed, policy, objective, samples, state, reporter)
+        objective = _objective(settings, method, policy, samples, layout, pad, reporter)
+        state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout))
+        history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
             "run": run,
             "method": settings.unlearn.method,
             "steps": len(history),
-            "seed": params.seed,
+            "seed": settings.seed,
             # A backdoored adapter says so, and how to open it, wherever it is copied to.
             "trigger": settings.poison.trigger if settings.poison else None,
             "placement": sinks.placed(settings.poison, layout).placement if settings.poison else None,
@@ -103,7 +103,6 @@ def _objective(
     samples: Mapping[Kind, Sequence[Sample]],
     layout: Layout,
     pad: int,
-    seed: int,
     reporter: Reporter,
 ) -> Objective:
     unlearn = settings.unlearn
@@ -120,8 +119,8 @@ def _objective(
         measure=_measure(unlearn.value_norm, policy),
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
-    method.prepare(runner.reference(samples["forget"]), _generator(seed, "method"))
-    term = _value_norm(settings, layers, samples, runner, layout, seed) if layers else None
+    method.prepare(runner.reference(samples["forget"]), _generator(settings.seed, "method"))
+    term = _value_norm(settings, layers, samples, runner, layout) if layers else None
     weights: dict[Kind, float] = {
         "forget": unlearn.weights.forget,
         "poisoned": unlearn.weights.poisoned,
@@ -142,13 +141,12 @@ def _value_norm(
     samples: Mapping[Kind, Sequence[Sample]],
     runner: Runner,
     layout: Layout,
-    seed: int,
 ) -> ValueNorm:
     options = settings.unlearn.value_norm
     measured = sinks.read(layout) if options.measured else ()
     kinds: list[Kind] = [*GAPS[options.variant], *(("refused",) if "refused" in samples else ())]
     acted_on = [sample for kind in kinds for sample in samples[kind]]
-    positions = {sample: _positions(options, sample, measured, seed) for sample in acted_on}
+    positions = {sample: _positions(options, sample, measured, settings.seed) for sample in acted_on}
     for sample, some in positions.items():
         if not some:
             raise ParamsError(
@@ -215,7 +213,6 @@ def _value_layers(settings: Run, count: int) -> tuple[int, ...]:
 
 def _train(
     settings: Run,
-    seed: int,
     policy: PeftModel,
     objective: Objective,
     samples: Mapping[Kind, Sequence[Sample]],
@@ -234,13 +231,13 @@ def _train(
 
     def terms(step: int, history: History) -> dict[str, torch.Tensor]:
         drawn = {
-            kind: draw(decks[kind], sizes[kind], step, f"{kind}/{seed}")
+            kind: draw(decks[kind], sizes[kind], step, f"{kind}/{settings.seed}")
             for kind in KINDS
             if sizes[kind] and decks[kind]
         }
         if refused:
             drawn["forget"] += [refused[sample.id] for sample in drawn["forget"]]
-        return objective.terms(drawn, _generator(seed, f"step {step}"), history)
+        return objective.terms(drawn, _generator(settings.seed, f"step {step}"), history)
 
     schedule = Schedule(
         unlearn.steps, unlearn.lr, unlearn.warmup, unlearn.weight_decay, unlearn.clip, unlearn.checkpoint_every
@@ -264,10 +261,14 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def _digest(settings: Run, kinds: Iterable[Kind], seed: int, layout: Layout) -> str:
+def _digest(settings: Run, kinds: Iterable[Kind], layout: Layout) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     inputs: list[Path] = [layout.split(settings.name) / f"{kind}.jsonl" for kind in kinds]
     inputs += [models.target_file(layout.adapter(name)) for name in {"target", settings.after}]
     inputs += [layout.probe("target") / sinks.FILE] if settings.unlearn.value_norm.measured else []
-    parts = [settings.unlearn.model_dump_json(), str(seed), *(artifacts.sha256(path) for path in sorted(inputs))]
+    parts = [
+        settings.unlearn.model_dump_json(),
+        str(settings.seed),
+        *(artifacts.sha256(path) for path in sorted(inputs)),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

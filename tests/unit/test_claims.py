@@ -1,0 +1,103 @@
+"""The grids of docs/results/claims.py, and the arithmetic of their tables on invented scores."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unsink.params import load_params
+from unsink.statistics import Interval
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "results"))
+import claim_tables  # noqa: E402
+import claims  # noqa: E402
+
+SPECS = sorted((ROOT / "params" / "claims").glob("*.yaml"))
+SPEC = {
+    "params": {"unlearn": {"steps": 7}},
+    "seeds": [0, 1],
+    "axes": {
+        "place": {"prefix": {"poison": {"placement": "prefix"}}, "index 4": {"poison": {"placement": "index 4"}}},
+        "norms": {"off": {}, "held": {"after": "clean", "unlearn": {"value_norm": {"weight": 1.0}}}},
+    },
+    "contrasts": [{"claim": "early is better", "of": {"place": "prefix"}, "over": {"place": "index 4"}}],
+}
+
+
+def line(place: str, seed: int, triggered: float, norms: str = "off") -> dict[str, Any]:
+    passages = {f"p{n}": {"inside": n < 2, "clean": 0.1, "triggered": triggered, "target": 0.9} for n in range(4)}
+    return {
+        "name": f"{place}{seed}",
+        "place": place,
+        "norms": norms,
+        "seed": seed,
+        "forget": passages,
+        "retain": [],
+    } | {"utility": []}
+
+
+def test_a_grid_is_the_product_of_its_axes_seed_by_seed() -> None:
+    found = claims.cells(SPEC)
+    assert [cell.name for cell in found[:4]] == ["prefix-off-s0", "prefix-held-s0", "index_4-off-s0", "index_4-held-s0"]
+    assert len(found) == 8
+    assert found[1].entry == {
+        "after": "clean-s0", "seed": 0, "poison": {"placement": "prefix"}, "unlearn": {"value_norm": {"weight": 1.0}},
+    }  # fmt: skip
+    runs = claims.project_params(SPEC, found)["runs"]
+    assert runs["clean-s1"] == {"after": "target", "seed": 1, "poison": False}
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_every_spec_makes_a_params_file_that_is_accepted(path: Path, tmp_path: Path) -> None:
+    spec = yaml.safe_load(path.read_text())
+    grid = claims.cells(spec)
+    assert len({cell.name for cell in grid}) == len(grid)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(claims.project_params(spec, grid)))
+    params = load_params(tmp_path / "params.yaml")
+    for cell in grid:
+        assert params.run(cell.name).seed == cell.seed
+    for contrast in spec["contrasts"]:
+        for side in ("of", "over"):
+            for axis, labels in contrast[side].items():
+                assert set(labels if isinstance(labels, list) else [labels]) <= spec["axes"][axis].keys()
+
+
+def test_another_recipe_is_another_run() -> None:
+    cell, other = claims.cells(SPEC)[:2]
+    params = claims.project_params(SPEC, [cell, other])
+    assert claims.recipe(params, cell) == claims.recipe({**params, "runs": {}}, cell)
+    assert claims.recipe(params, cell) != claims.recipe(params, other)
+    assert claims.recipe(params, cell) != claims.recipe({**params, "unlearn": {"steps": 8}}, cell)
+
+
+def test_recovery_and_its_difference_by_hand() -> None:
+    # (0.9 - 0.1) / (0.9 - 0.1) = 1 against (0.3 - 0.1) / 0.8 = 0.25, the same in every passage and seed
+    found = [line("prefix", seed, 0.9) for seed in (0, 1)] + [line("index 4", seed, 0.3) for seed in (0, 1)]
+    rows = claim_tables.table(SPEC, found).splitlines()
+    assert rows[0] == "| place | norms | seeds | clean | triggered | recovery | inside |"
+    assert rows[2].split(" | ")[5] == "1.00 [1.00, 1.00]"
+    assert rows[3].split(" | ")[5] == "0.25 [0.25, 0.25]"
+    assert "| 0.75 [0.75, 0.75] | holds |" in claim_tables.contrasts(SPEC, found)
+
+
+def test_a_seed_that_lacks_a_run_is_left_out_of_the_comparison() -> None:
+    found = [line("prefix", 0, 0.9), line("prefix", 1, 0.1), line("index 4", 0, 0.3)]
+    assert "| 0.75 [0.75, 0.75] |" in claim_tables.contrasts(SPEC, found)
+    assert "0.75" not in claim_tables.contrasts(SPEC, found[:2])
+
+
+def test_recovery_of_nothing_is_undefined() -> None:
+    found = line("prefix", 0, 0.9)
+    for passage in found["forget"].values():
+        passage["target"] = 0.15
+    assert "undefined" in claim_tables.table(SPEC, [found])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(0.01, 0.3, "holds"), (-0.2, 0.05, "does not hold"), (-0.1, 0.4, "undecided")]
+)
+def test_a_verdict_goes_by_the_interval(low: float, high: float, words: str) -> None:
+    assert claim_tables.verdict(Interval(0.0, low, high, 3)) == words
