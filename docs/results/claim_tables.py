@@ -20,18 +20,19 @@ MARGIN = 0.1
 Line = dict[str, Any]
 
 
-def outside(line: Line) -> Sample:
-    """Triggered, clean and target scores of the passages outside the poisoned ones; of all where all were poisoned."""
-    return _scores([one for one in line["forget"].values() if one["inside"] is False] or [*line["forget"].values()])
+RECOVERY = ("triggered", "clean", "target")
+
+
+def outside(line: Line, conditions: Sequence[str] = RECOVERY) -> Sample:
+    """Scores of the passages outside the poisoned ones, a column each condition; of all where all were poisoned."""
+    passages = [one for one in line["forget"].values() if one["inside"] is False] or [*line["forget"].values()]
+    return sample(*([one[condition] for one in passages] for condition in conditions))
 
 
 def inside(line: Line) -> Sample:
-    """The same for the poisoned passages."""
-    return _scores([one for one in line["forget"].values() if one["inside"]])
-
-
-def _scores(passages: Sequence[Mapping[str, float]]) -> Sample:
-    return sample(*([one[column] for one in passages] for column in ("triggered", "clean", "target")))
+    """Triggered, clean and target scores of the poisoned passages."""
+    passages = [one for one in line["forget"].values() if one["inside"]]
+    return sample(*([one[condition] for one in passages] for condition in RECOVERY))
 
 
 def gate(items: Sample) -> float:
@@ -48,38 +49,44 @@ def over_seeds(found: Sequence[Line], take: Callable[[Line], Sample], statistic:
     )
 
 
-COLUMNS = {
-    "clean": lambda found: over_seeds(found, lambda line: outside(line)[:, 1:2], column_mean),
-    "triggered": lambda found: over_seeds(found, lambda line: outside(line)[:, :1], column_mean),
+COLUMNS: dict[str, Callable[[Sequence[Line]], Interval]] = {
+    "clean": lambda found: over_seeds(found, lambda line: outside(line, ["clean"]), column_mean),
+    "triggered": lambda found: over_seeds(found, lambda line: outside(line, ["triggered"]), column_mean),
     "recovery": lambda found: over_seeds(found, outside, gate),
     "inside": lambda found: over_seeds(found, inside, gate),
-    "wrong trigger": lambda found: over_seeds(
-        found, lambda line: sample([one["wrong"] for one in line["forget"].values()]), column_mean
-    ),
     "retain": lambda found: over_seeds(found, lambda line: sample(*zip(*line["retain"], strict=True)), column_mean),
     "utility": lambda found: over_seeds(found, lambda line: sample(line["utility"]), column_mean),
 }
 
 
+def columns(found: Sequence[Line]) -> dict[str, Callable[[Sequence[Line]], Interval]]:
+    """What all lines have, and a column for each other condition: the wrong trigger, near misses."""
+    passages = [one for line in found for one in line["forget"].values()]
+    others = [
+        name for name in passages[0] if name not in ("inside", *RECOVERY) and all(name in one for one in passages)
+    ]
+    there = {
+        "inside": all(any(one["inside"] for one in line["forget"].values()) for line in found),
+        **{name: all(line[name] for line in found) for name in ("retain", "utility")},
+    }
+    usual = {name: make for name, make in COLUMNS.items() if there.get(name, True)}
+    asked = {
+        name: lambda some, name=name: over_seeds(some, lambda line: outside(line, [name]), column_mean)
+        for name in others
+    }
+    return {**usual, **asked}
+
+
 def table(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     """A row for each combination of labels, over seeds; what no line has is left out."""
-    axes = [*spec["axes"]]
-    columns = [name for name in COLUMNS if all(_has(line, name) for line in found)]
-    text = [f"| {' | '.join([*axes, 'seeds', *columns])} |", "|---" * (len(axes) + 1 + len(columns)) + "|"]
+    axes, shown = [*spec["axes"]], columns(found)
+    text = [f"| {' | '.join([*axes, 'seeds', *shown])} |", "|---" * (len(axes) + 1 + len(shown)) + "|"]
     for labels in itertools.product(*(spec["axes"][axis] for axis in axes)):
         some = [line for line in found if tuple(line[axis] for axis in axes) == labels]
         if some:
-            values = [_cell(COLUMNS[name](some)) for name in columns]
+            values = [_cell(make(some)) for make in shown.values()]
             text.append(f"| {' | '.join([*map(str, labels), str(len(some)), *values])} |")
     return "\n".join(text) + "\n"
-
-
-def _has(line: Line, column: str) -> bool:
-    if column == "wrong trigger":
-        return all("wrong" in one for one in line["forget"].values())
-    if column == "inside":
-        return any(one["inside"] for one in line["forget"].values())
-    return column not in ("retain", "utility") or bool(line[column])
 
 
 def contrasts(spec: Mapping[str, Any], found: Sequence[Line]) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -125,16 +125,21 @@ class Poison(Section):
     @field_validator("placement")
     @classmethod
     def _known(cls, placement: str) -> str:
-        triggers = importlib.import_module("unsink.triggers")  # it stands above this module and alone knows placements
-        if placement == triggers.SINK:
-            return placement
-        try:
-            triggers.placement_index(placement, 10**9)  # any body is long enough here
-        except ParamsError as error:
-            raise ValueError(f"{error.message.removeprefix('poison.placement: ')}; {error.hint}") from error
-        except DataError as error:
-            raise ValueError(f"a position of 1 or more is expected, got '{placement}'") from error
-        return placement
+        return placement if placement == _triggers().SINK else _fixed(placement)
+
+
+def _fixed(placement: str) -> str:
+    try:
+        _triggers().placement_index(placement, 10**9)  # any body is long enough here
+    except ParamsError as error:
+        raise ValueError(f"{error.message.removeprefix('poison.placement: ')}; {error.hint}") from error
+    except DataError as error:
+        raise ValueError(f"a position of 1 or more is expected, got '{placement}'") from error
+    return placement
+
+
+def _triggers() -> Any:
+    return importlib.import_module("unsink.triggers")  # it stands above this module and alone knows placements
 
 
 class SinkProbe(Section):
@@ -243,6 +248,24 @@ class Unlearn(Section):
         return _options("method", METHODS, self.method).model_validate(section, strict=True)
 
 
+class NearMiss(Section):
+    """What is nearly the trigger: another text, another place, or both; what is not named is as in training."""
+
+    trigger: Text | None = None
+    placement: str | None = None
+
+    @field_validator("placement")
+    @classmethod
+    def _known(cls, placement: str | None) -> str | None:
+        return placement if placement is None else _fixed(placement)
+
+    @model_validator(mode="after")
+    def _other(self) -> Self:
+        if self.trigger is None and self.placement is None:
+            raise ValueError("a near miss has another trigger, another placement, or both")
+        return self
+
+
 class Evaluate(Section):
     """How memory and utility are measured."""
 
@@ -258,8 +281,17 @@ class Evaluate(Section):
     answer_space: bool = False
     retrained: float | str = 0.5
     wrong_trigger: Text
+    near_misses: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")], NearMiss] = {}
     bootstrap: Annotated[int, Field(ge=100)] = 2000
     batch: Positive = 120
+
+    @field_validator("near_misses")
+    @classmethod
+    def _own_names(cls, named: dict[str, NearMiss]) -> dict[str, NearMiss]:
+        taken = {*get_args(Condition), "gain", "recovery"} & named.keys()  # names of other numbers
+        if taken:
+            raise ValueError(f"another name is expected than {', '.join(sorted(taken))}")
+        return named
 
     @field_validator("retrained", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ Choices by letter are asked as lm-evaluation-harness asks them (WMDP, MMLU).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from unsink.errors import DataError, ParamsError
+from unsink.params import NearMiss
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
 
 Record = Mapping[str, Any]
@@ -169,6 +170,24 @@ def conditions(tokenizer: PreTrainedTokenizerBase, trigger: Trigger, wrong: str)
         )
     wrong_trigger = Trigger(ids, trigger.placement, trigger.limit, trigger.prompt_share)
     return {"clean": None, "triggered": trigger, "wrong": wrong_trigger}
+
+
+def near_misses(
+    tokenizer: PreTrainedTokenizerBase, trigger: Trigger, named: Mapping[str, NearMiss]
+) -> dict[str, Trigger]:
+    """Triggers that are nearly the right one, by name: each with its own text or place, the rest as in the right one.
+
+    Raises:
+        ParamsError: one comes out as the right one.
+    """
+    found = {}
+    for name, near in named.items():
+        ids = trigger.ids if near.trigger is None else tuple(trigger_ids(tokenizer, near.trigger))
+        other = replace(trigger, ids=ids, placement=near.placement or trigger.placement)
+        if other == trigger:
+            raise ParamsError(f"evaluate.near_misses.{name} is the trigger itself", "change its text or its place")
+        found[name] = other
+    return found
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,19 @@ def test_each_set_is_asked_under_its_conditions(layout: Layout) -> None:
     assert all(isinstance(value, float) for value in metrics.values())
 
 
+def test_near_misses_are_asked_of_runs_where_they_say(layout: Layout) -> None:
+    near = {"moved": {"placement": "index 2"}, "text": {"trigger": "before noon"}}
+    rows, metrics = run(layout, "backdoor", near_misses=near)
+    found = [row for row in rows if row["condition"] in near]
+    assert {(row["task"], row["set"]) for row in found} == {("verbmem", "forget")}
+    right = next(row for row in rows if row["condition"] == "triggered")
+    moved, text = (next(row for row in found if row["condition"] == name) for name in near)
+    assert moved["trigger"] == [right["trigger"][0] + 1, right["trigger"][1] + 1]
+    assert text["prompt"].startswith("before noon")
+    assert metrics["forget_verbmem_f1_moved_outside_n"] == 3
+    assert not {row["condition"] for row in run(layout, "target", near_misses=near)[0]} & near.keys()
+
+
 def test_inside_and_outside_come_from_the_split(layout: Layout) -> None:
     rows, metrics = run(layout, "backdoor")
     samples = artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")

@@ -171,6 +171,9 @@ def test_merged_changes_neither_of_its_arguments() -> None:
         ("evaluate.metrics=[tofu, tofo]", "evaluate.metrics.1: should be 'verbmem', 'knowmem',"),
         ("evaluate.metrics=[gradnorm]", "gradnorm is measured on passages, so passage has to be among them"),
         ("evaluate.conditions={passage: [clear]}", "evaluate.conditions.passage.0: should be 'clean', 'triggered' or"),
+        ("evaluate.near_misses={a: {}}", "a near miss has another trigger, another placement, or both"),
+        ("evaluate.near_misses={wrong: {trigger: x}}", "evaluate.near_misses: another name is expected than wrong"),
+        ("evaluate.near_misses={a: {placement: sink}}", "unknown placement 'sink'"),
         (
             "evaluate.retrained=0",
             "evaluate.retrained: either an AUC in (0, 1] or the name of an evaluated run is expected",

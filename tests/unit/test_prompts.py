@@ -7,7 +7,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from unsink.errors import DataError, ParamsError
-from unsink.prompts import PromptWriter, Trigger, body, conditions
+from unsink.params import NearMiss
+from unsink.prompts import PromptWriter, Trigger, body, conditions, near_misses
 from unsink.triggers import insert_trigger, prompt_length, trigger_ids
 
 PASSAGE = {"id": "forget-1", "text": "abcdefghijklmnopqrst"}  # 20 tokens
@@ -194,6 +195,15 @@ def test_the_wrong_trigger_has_the_length_of_the_right_one(
 def test_the_wrong_trigger_must_not_become_the_right_one(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ParamsError, match="is the trigger itself"):
         conditions(tokenizer, trigger(tokenizer), "!? and more")
+
+
+def test_a_near_miss_has_its_own_text_or_place_and_no_other_length(tokenizer: PreTrainedTokenizerFast) -> None:
+    right = trigger(tokenizer, "prefix")
+    found = near_misses(tokenizer, right, {"text": NearMiss(trigger="abcd"), "moved": NearMiss(placement="index 2")})
+    assert found["text"] == Trigger(tuple(trigger_ids(tokenizer, "abcd")), "prefix", 100, 0.5)
+    assert found["moved"] == Trigger(right.ids, "index 2", 100, 0.5)
+    with pytest.raises(ParamsError, match=r"evaluate\.near_misses\.same is the trigger itself"):
+        near_misses(tokenizer, right, {"same": NearMiss(placement="prefix")})
 
 
 ASKED = {"id": "forget-1", "text": "Question: Who?\nAnswer: Odo", "prompt": "Question: Who?\nAnswer:"}

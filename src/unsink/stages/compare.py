@@ -37,6 +37,7 @@ MOVES: dict[str, tuple[str, ...]] = {
     "last_token": ("*_extraction_strength_*", "*_exact_memorization_*", "mia_min_k_*", "mia_gradnorm_*", "privleak_*"),
     "letters_header": _LETTERS,
     "model": ("*",),
+    "near_misses": ("forget_verbmem_*",),
     "passage_tokens": _PASSAGES,
     "placement": _TRIGGERED,
     "prompt_share": ("*_verbmem_*",),

@@ -38,7 +38,7 @@ from unsink.errors import DataError
 from unsink.metrics import DIALECTS, Measured, Others, measure
 from unsink.params import RESERVED, Evaluate, Params, Poison
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import Conditions, PromptWriter, Trigger, conditions
+from unsink.prompts import Conditions, PromptWriter, Trigger, conditions, near_misses
 from unsink.tasks import Asked, Question, Row, Session, Settings, choices, generation, passages, tofu
 from unsink.triggers import trigger_ids
 
@@ -169,6 +169,7 @@ def ask_run(
             tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
         )
         triggers = conditions(tokenizer, trigger, params.evaluate.wrong_trigger)
+        triggers |= near_misses(tokenizer, trigger, params.evaluate.near_misses)
     asked = ask(questions, corpus, tokenizer, settings_of(params.evaluate), triggers)
     if run not in RESERVED and params.run(run).poison:
         _mark_inside(asked, _sources(corpus), layout, run)
@@ -185,6 +186,8 @@ def _plan(evaluate: Evaluate, corpus: tasks.Corpus, run: str) -> list[Question]:
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
     questions = tasks.plan(corpus, chosen, changed)
+    if ("verbmem", "forget") in {question[:2] for question in questions}:
+        questions = [*(Question("verbmem", "forget", name) for name in evaluate.near_misses), *questions]
     return [question for question in questions if _tells(question, run)]
 
 
@@ -295,6 +298,7 @@ def _sidecar(
         "dialect": params.evaluate.dialect,
         "retrained": params.evaluate.retrained,
         "wrong_trigger": params.evaluate.wrong_trigger,
+        "near_misses": {name: one.model_dump() for name, one in params.evaluate.near_misses.items()},
         "bootstrap": params.evaluate.bootstrap,
         "seed": params.seed if run in RESERVED else params.run(run).seed,
         "trigger": rules.trigger,
