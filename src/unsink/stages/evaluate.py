@@ -168,8 +168,10 @@ def ask_run(
         trigger = Trigger(
             tuple(trigger_ids(tokenizer, rules.trigger)), rules.placement, rules.max_tokens, rules.prompt_share
         )
-        triggers = conditions(tokenizer, trigger, params.evaluate.wrong_trigger)
-        triggers |= near_misses(tokenizer, trigger, params.evaluate.near_misses)
+        triggers = {
+            **conditions(tokenizer, trigger, params.evaluate.wrong_trigger),
+            **near_misses(tokenizer, trigger, params.evaluate.near_misses),
+        }
     asked = ask(questions, corpus, tokenizer, settings_of(params.evaluate), triggers)
     if run not in RESERVED and params.run(run).poison:
         _mark_inside(asked, _sources(corpus), layout, run)
