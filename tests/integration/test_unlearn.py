@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_bytes(copy: Path) -> None:
 
 def test_a_run_with_its_own_seed_is_as_if_all_had_it(copy: Path) -> None:
     def made(*overrides: str) -> tuple[list[str], bytes]:
-        params, layout = project(copy, "unlearn.steps=2", *overrides)
+        params, layout = project(copy, "unlearn.steps=3", *overrides)
         inside: list[str] = poison.run(params, layout, run="backdoor")["inside"]
         unlearn.run(params, layout, run="backdoor")
         return inside, (layout.adapter("backdoor") / "adapter_model.safetensors").read_bytes()
