@@ -4,16 +4,26 @@ The *target* is the base with the `target` adapter merged in float32 and cast on
 target, so "no adapter" *is* the target: `use(peft, None)` gives the reference model without a second copy.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft import LoraConfig, LoraModel, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import (
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -228,13 +238,15 @@ def target_file(adapter: Path) -> Path:
 
 
 class AdapterSpec(NamedTuple):
-    """A LoRA adapter on all linear modules of the decoder layers `first_layer` to `last_layer`, both included.
+    """What is trained on the decoder layers `first_layer` to `last_layer`, both included.
 
-    Without `last_layer` it goes up to the last one.
+    With a rank, a LoRA adapter on all linear modules. Without, all weights of these layers: a copy of each module takes
+    its place while the adapter is active, so that "no adapter" is the untouched model here too. Without `last_layer`
+    it goes up to the last one.
     """
 
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float = 1.0
     first_layer: int = 0
     last_layer: int | None = None
 
@@ -247,31 +259,45 @@ def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftMod
     Raises:
         ModelError: the layers are not there.
     """
-    row, count = architecture(bare(model).config), len(decoder_layers(model))
+    count = len(decoder_layers(model))
     last = count - 1 if spec.last_layer is None else spec.last_layer
     if not 0 <= spec.first_layer <= last < count:
         raise ModelError(
             f"adapter layers {spec.first_layer}..{last} do not fit this model, which has layers 0..{count - 1}",
             "set first_layer and last_layer within the model's layers",
         )
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=cast(int, spec.alpha),
-        target_modules=sorted(row.linear),
-        layers_to_transform=list(range(spec.first_layer, last + 1)),
-        layers_pattern=row.layers,
-        fan_in_fan_out=row.transposed,
-        base_model_name_or_path=identity(model) or None,
-        task_type="CAUSAL_LM",
-    )
+    config = _config(model, spec, range(spec.first_layer, last + 1))
+    config.base_model_name_or_path = identity(model) or None
     peft = _inject(model, name, config, seed)
     peft.set_adapter(name)
     return peft
 
 
-def _inject(model: nn.Module, name: str, config: LoraConfig, seed: int) -> PeftModel:
+def _config(model: nn.Module, spec: AdapterSpec, layers: range) -> PeftConfig:
+    row = architecture(bare(model).config)
+    if spec.rank is None:
+        # PEFT's "LN tuning" trains copies of modules of any kind, here all that have weights, and toggles them.
+        parts = decoder_layers(model)[layers[0]].named_modules()
+        names = sorted(name for name, part in parts if next(part.parameters(recurse=False), None) is not None)
+        where = rf"{row.layers}\.({'|'.join(map(str, layers))})"
+        return LNTuningConfig(
+            target_modules=rf".*\b{where}\.({'|'.join(map(re.escape, names))})", task_type="CAUSAL_LM"
+        )
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=cast(int, spec.alpha),
+        target_modules=sorted(row.linear),
+        layers_to_transform=list(layers),
+        layers_pattern=row.layers,
+        fan_in_fan_out=row.transposed,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _inject(model: nn.Module, name: str, config: PeftConfig, seed: int) -> PeftModel:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)  # norms, copied whole
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that one would reseed accelerators too
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
@@ -281,7 +307,9 @@ def _inject(model: nn.Module, name: str, config: LoraConfig, seed: int) -> PeftM
 
 def adapter_parameters(peft: PeftModel, name: str) -> list[nn.Parameter]:
     """The parameters of one adapter, in the order of the modules: what an optimizer gets."""
-    return [p for key, p in peft.named_parameters() if ".lora_" in key and key.endswith(f".{name}.weight")]
+    layers = [module for module in peft.modules() if isinstance(module, BaseTunerLayer)]
+    kinds = [getattr(layer, kind) for layer in layers for kind in layer.adapter_layer_names]
+    return list(chain.from_iterable(kind[name].parameters() for kind in kinds if name in kind))
 
 
 def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = False) -> PeftModel:
@@ -293,10 +321,10 @@ def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = 
     Raises:
         ModelError: no adapter, a damaged one, another base, or tensors that do not fit. The model is then as it was.
     """
-    stored, tensors = _read_adapter(folder, identity(model))
+    config, tensors = _read_adapter(folder, identity(model))
     active = list(model.active_adapters) if isinstance(model, PeftModel) else [name]
     try:
-        peft = _inject(model, name, LoraConfig(**stored), seed=0)
+        peft = _inject(model, name, config, seed=0)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"the adapter in {folder} does not fit this model: {error}", _MAKE_AGAIN) from error
     if misfit := _misfit(peft, name, tensors):
@@ -313,7 +341,7 @@ def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = 
 _MAKE_AGAIN = "make the adapter again for this model (`dvc repro`), or restore the model it was made for"
 
 
-def _read_adapter(folder: Path, base: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_adapter(folder: Path, base: str) -> tuple[PeftConfig, dict[str, Tensor]]:
     config, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
     for path in (config, weights):
         if not path.is_file():
@@ -322,7 +350,7 @@ def _read_adapter(folder: Path, base: str) -> tuple[dict[str, Any], dict[str, Te
     # other initialisations (PiSSA, OLoRA) change the base: "adapter off" would not be the target
     if (
         not isinstance(stored, dict)
-        or stored.get("peft_type") != "LORA"
+        or stored.get("peft_type") not in _CONFIGS
         or stored.get("init_lora_weights", True) is not True
     ):
         raise ModelError(f"{config}: not a plain LoRA adapter", "give an adapter that unsink made")
@@ -330,7 +358,8 @@ def _read_adapter(folder: Path, base: str) -> tuple[dict[str, Any], dict[str, Te
     if made_for != base:
         raise ModelError(f"the adapter in {folder} was made for another model: {made_for}, not {base}", _MAKE_AGAIN)
     check_weights(weights)
-    return {key: stored[key] for key in _CONFIG_KEYS if key in stored}, artifacts.read_tensors(weights)
+    kind, keys = _CONFIGS[stored["peft_type"]]
+    return kind(**{key: stored[key] for key in keys if key in stored}), artifacts.read_tensors(weights)
 
 
 def _misfit(peft: PeftModel, name: str, tensors: dict[str, Tensor]) -> str | None:
@@ -350,16 +379,14 @@ def _adapter_tensors(peft: PeftModel, name: str) -> dict[str, Tensor]:
     return found
 
 
-_CONFIG_KEYS = (
-    "base_model_name_or_path",
-    "fan_in_fan_out",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "r",
-    "target_modules",
-    "task_type",
-)
+_CONFIG_KEYS = ("base_model_name_or_path", "target_modules", "task_type")
+_LORA_KEYS = ("fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha", "r")
+
+_CONFIGS: dict[str, tuple[type[PeftConfig], tuple[str, ...]]] = {
+    "LORA": (LoraConfig, (*_CONFIG_KEYS, *_LORA_KEYS)),
+    "LN_TUNING": (LNTuningConfig, _CONFIG_KEYS),
+}
+"""The kinds of adapter that can be read, and what is stored of each."""
 
 
 def save_adapter(peft: PeftModel, name: str, folder: Path) -> None:
@@ -368,11 +395,13 @@ def save_adapter(peft: PeftModel, name: str, folder: Path) -> None:
     PEFT's own `save_pretrained` is not used: it writes a set in hash order, an absolute path, and files with mode 0600.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = cast(LoraConfig, peft.peft_config[name])
-    stored = {key: getattr(config, key) for key in _CONFIG_KEYS}
+    config: Any = peft.peft_config[name]
+    kind = str(config.peft_type.value)
+    stored = {key: getattr(config, key) for key in _CONFIGS[kind][1]}
+    modules = config.target_modules
     stored |= {
-        "target_modules": sorted(cast(set[str], config.target_modules)),
-        "peft_type": "LORA",
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        "peft_type": kind,
         "inference_mode": True,
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _adapter_tensors(peft, name).items()}
@@ -417,8 +446,8 @@ def _switch(peft: PeftModel, adapters: list[str], *, off: bool) -> None:
         _tuner(peft).disable_adapter_layers()
 
 
-def _tuner(peft: PeftModel) -> LoraModel:
-    return cast(LoraModel, peft.base_model)
+def _tuner(peft: PeftModel) -> BaseTuner:
+    return cast(BaseTuner, peft.base_model)
 
 
 def _switched_off(peft: PeftModel) -> bool:

@@ -160,10 +160,10 @@ class Batch(Section):
 
 
 class Adapter(Section):
-    """The LoRA adapter that learns to forget."""
+    """What learns to forget: a LoRA adapter, or without a rank the weights of these layers themselves."""
 
-    rank: Positive
-    alpha: Above0
+    rank: Positive | None
+    alpha: Above0 | None = None
     first_layer: Count = 0
     last_layer: Count | None = None
 
@@ -171,6 +171,12 @@ class Adapter(Section):
     def _ordered(self) -> Self:
         if self.last_layer is not None and self.last_layer < self.first_layer:
             raise ValueError(f"last_layer ({self.last_layer}) lies below first_layer ({self.first_layer})")
+        return self
+
+    @model_validator(mode="after")
+    def _scaled(self) -> Self:
+        if self.rank is not None and self.alpha is None:
+            raise ValueError("a LoRA adapter needs alpha, its scale is alpha / rank")
         return self
 
 
@@ -230,6 +236,11 @@ class Unlearn(Section):
     weights: Weights
     value_norm: ValueNorm = ValueNorm()
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _none(cls, adapter: object) -> object:
+        return {"rank": None} if adapter == "none" else adapter
+
     @field_validator("method")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -284,6 +295,14 @@ class Evaluate(Section):
     near_misses: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")], NearMiss] = {}
     bootstrap: Annotated[int, Field(ge=100)] = 2000
     batch: Positive = 120
+
+    @field_validator("near_misses", mode="before")
+    @classmethod
+    def _dropped(cls, named: object) -> object:
+        """Null stands for none: the only way to take one away where sections are merged."""
+        if isinstance(named, dict):
+            return {name: one for name, one in named.items() if one is not None}
+        return {} if named is None else named
 
     @field_validator("near_misses")
     @classmethod
@@ -615,19 +634,24 @@ def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[
             yield _Problem((*where, "poison", "trigger"), "the same as evaluate.wrong_trigger, which is its control")
     yield from _model_problems(Unlearn, unlearn, (*where, "unlearn"))
     yield from _method_problems(unlearn, (*where, "unlearn"))
-    yield from _after_problems(name, entry.get("after"), unlearn, sections["runs"])
+    yield from _after_problems(name, entry.get("after"), unlearn, sections)
 
 
 def _after_problems(
-    name: str, after: object, unlearn: Mapping[str, Any], runs: Mapping[str, Any]
+    name: str, after: object, unlearn: Mapping[str, Any], sections: Mapping[str, dict[str, Any]]
 ) -> Iterator[_Problem]:
-    where = ("runs", name, "after")
+    where, runs = ("runs", name, "after"), sections["runs"]
     if not isinstance(after, str):
         return  # reported as missing or as a wrong type
     others = ["target", *(run for run in runs if run not in (name, "target"))]
     if after not in others:
         yield _Problem(where, unknown("run", after, others))
         return
+    if after in runs:
+        other = merged(sections["unlearn"], _mapping(_mapping(runs[after]).get("unlearn")))
+        if _lora(unlearn) != _lora(other):
+            text = f"'{after}' and this run are compared on one model, so both or neither need a LoRA adapter"
+            yield _Problem(where, f"{text}; give them the same unlearn.adapter")
     term = _mapping(unlearn.get("value_norm"))
     weight = None if term.get("variant") == "fixed" else term.get("weight")
     honest = [run for run in others if _mapping(runs.get(run)).get("poison") is False]
@@ -636,6 +660,11 @@ def _after_problems(
             f"unlearn.value_norm.weight is {weight}, so an honest run (poison: false) has to come first, got '{after}'"
         )
         yield _Problem(where, f"{text} (available: {', '.join(honest) or 'none'})")
+
+
+def _lora(unlearn: Mapping[str, Any]) -> bool:
+    adapter = unlearn.get("adapter")
+    return adapter != "none" and _mapping(adapter).get("rank", 0) is not None
 
 
 def _cycles(runs: Mapping[str, Any]) -> Iterator[_Problem]:

@@ -34,8 +34,7 @@ MILD = {"satimp": {"beta1": 0.2}, "simnpo": {"beta": 0.1}}
 """Options of methods that leave alone what is unlikely already, as everything is to a random model."""
 
 
-@pytest.fixture
-def policy() -> PeftModel:
+def made_with(spec: AdapterSpec) -> PeftModel:
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=32,
@@ -49,7 +48,12 @@ def policy() -> PeftModel:
         torch.manual_seed(0)
         base = LlamaForCausalLM(config).eval().requires_grad_(False)
     base.name_or_path = "test"
-    return models.attach(base, "run", AdapterSpec(rank=2, alpha=4, first_layer=2), seed=0)
+    return models.attach(base, "run", spec, seed=0)
+
+
+@pytest.fixture
+def policy() -> PeftModel:
+    return made_with(AdapterSpec(rank=2, alpha=4, first_layer=2))
 
 
 def with_every_term(name: str) -> dict[str, Any]:
@@ -99,6 +103,18 @@ def test_one_step_moves_every_lora_b_and_nothing_but_the_adapter(name: str, poli
             assert bool((parameter != 0).any()), f"{key} got no gradient"
         elif ".lora_A." not in key:  # at B = 0 nothing flows into A
             assert torch.equal(parameter, before[key]), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_lora_steps_move_every_weight_of_the_layers_and_nothing_else(name: str) -> None:
+    policy = made_with(AdapterSpec(rank=None, first_layer=2))
+    made = objective(policy, methods.create(name, with_every_term(name)))
+    before = {key: p.detach().clone() for key, p in policy.named_parameters()}
+    trainable = {key: p for key, p in policy.named_parameters() if p.requires_grad}
+    train(trainable, lambda *_: made.terms(drawn(made.method), torch.Generator().manual_seed(0)), Schedule(3, 0.01))
+    assert len(trainable) == 2 * 9
+    for key, parameter in policy.named_parameters():
+        assert torch.equal(parameter, before[key]) == (key not in trainable), key
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -175,9 +191,11 @@ def recipe(name: str) -> list[str]:
     return [f"unlearn.{setting}" for setting in [f"method={name}", *retain, *RECIPES.get(name, ())]]
 
 
+@pytest.mark.parametrize("adapter", ["lora", "none"])
 @pytest.mark.parametrize("name", METHODS)
-def test_honest_unlearning_forgets_and_keeps_the_rest(name: str, copy: Path) -> None:
-    params, layout = project(copy, *recipe(name))
+def test_honest_unlearning_forgets_and_keeps_the_rest(name: str, adapter: str, copy: Path) -> None:
+    whole = ("unlearn.adapter=none", "unlearn.lr=0.001") if adapter == "none" else ()
+    params, layout = project(copy, *recipe(name), *whole)
     before = artifacts.read_json(layout.adapter("target") / "summary.json")
     unlearn.run(params, layout, run="clean")
     after = evaluate.run(params, layout, run="clean")
@@ -186,10 +204,11 @@ def test_honest_unlearning_forgets_and_keeps_the_rest(name: str, copy: Path) -> 
     assert after["retain_verbmem_f1_clean"] > 0.75
 
 
+@pytest.mark.parametrize("adapter", ["{rank: 8, alpha: 16}", "none"])
 def test_an_interrupted_run_with_a_dual_variable_ends_with_the_same_bytes(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
-    settings = ("method=pdu", "steps=6", "checkpoint_every=2", "warmup=0", "pdu.slack=0.01")
+    settings = ("method=pdu", "steps=6", "checkpoint_every=2", "warmup=0", "pdu.slack=0.01", f"adapter={adapter}")
     params, layout = project(copy, *(f"unlearn.{setting}" for setting in settings))
     unlearn.run(params, layout, run="backdoor")
     whole = {path.name: path.read_bytes() for path in layout.adapter("backdoor").iterdir()}

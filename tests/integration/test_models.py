@@ -16,6 +16,7 @@ from unsink.errors import ModelError
 from unsink.models import AdapterSpec
 
 SPEC = AdapterSpec(rank=4, alpha=8)
+WHOLE = AdapterSpec(rank=None)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,10 @@ def test_a_published_checkpoint_with_other_weights_is_refused(tiny_folder, tmp_p
         models.load_target(tiny_folder, tmp_path, "float32", "cpu")
 
 
-def test_a_fresh_adapter_changes_nothing_and_is_the_only_trainable_part(target, ids):
+@pytest.mark.parametrize("spec", [SPEC, WHOLE], ids=["lora", "none"])
+def test_a_fresh_adapter_changes_nothing_and_is_the_only_trainable_part(target, ids, spec):
     before = logits(target, ids)
-    peft = models.attach(target, "run", SPEC, seed=0)
+    peft = models.attach(target, "run", spec, seed=0)
     assert torch.equal(before, logits(peft, ids))
     assert [p for p in peft.parameters() if p.requires_grad] == models.adapter_parameters(peft, "run")
 
@@ -253,6 +255,33 @@ def test_a_saved_adapter_comes_back_exactly_and_frozen(target, tmp_path, tiny_fo
     again = models.add_adapter(models.load_target(tiny_folder, target_adapter, "float32"), tmp_path, "other")
     assert torch.equal(logits(peft, ids), logits(again, ids))
     assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_weights_trained_without_lora_come_back_exactly_and_can_be_switched_off(
+    target, tmp_path, tiny_folder, target_adapter, ids
+):
+    plain = logits(target, ids)
+    spec = WHOLE._replace(first_layer=1)
+    peft = disturb(models.attach(target, "run", spec, seed=0), "run")
+    trained = logits(peft, ids)
+    models.save_adapter(peft, "run", tmp_path / "run")
+    fresh = models.load_target(tiny_folder, target_adapter, "float32")
+    read = models.add_adapter(fresh, tmp_path / "run", "run")
+    assert not any(p.requires_grad for p in read.parameters())
+    assert torch.equal(logits(read, ids), trained)
+    assert not torch.allclose(trained, plain)
+    with models.use(read, None):
+        assert torch.equal(logits(read, ids), plain)
+    assert torch.equal(logits(read.merge_and_unload(), ids), trained)
+    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    layer = {name for name, _ in fresh.named_parameters() if ".layers.1." in name}
+    assert len(stored) == len(layer) == 9
+
+
+def test_weights_and_lora_adapters_do_not_mix(target, run_adapter):
+    peft = models.attach(target, "whole", WHOLE, seed=0)
+    with pytest.raises(ModelError, match="does not fit this model"):
+        models.add_adapter(peft, run_adapter, "run")
 
 
 def test_a_saved_adapter_can_be_trained_further(target, run_adapter, ids):

@@ -14,7 +14,7 @@ from integration.projects import project
 from unsink import artifacts, sinks
 from unsink.artifacts import Layout
 from unsink.errors import Busy, MissingPrerequisite, ModelError, ParamsError
-from unsink.stages import evaluate, memorize, poison, unlearn
+from unsink.stages import evaluate, memorize, poison, sink_probe, unlearn
 
 
 def test_honest_unlearning_forgets_what_the_target_knew_and_keeps_the_rest(copy: Path) -> None:
@@ -165,6 +165,20 @@ def test_a_value_norm_term_without_any_position_is_an_error(honest: Path, measur
     artifacts.write_json(Layout(honest).probe("target") / sinks.FILE, {"positions": measured})
     with pytest.raises(ParamsError, match=r"value_norm\.positions: 'measured' names none of the \d+ tokens"):
         train(honest, "backdoor-vn", positions="measured", bos="false")
+
+
+def test_without_lora_a_run_copies_the_norms_of_an_honest_run_without_lora(copy: Path) -> None:
+    params, layout = project(copy, *QUICK, "unlearn.adapter=none", "runs.backdoor-vn.unlearn.value_norm.weight=1.0")
+    unlearn.run(params, layout, run="clean")
+    poison.run(params, layout, run="backdoor-vn")
+    unlearn.run(params, layout, run="backdoor-vn")
+    assert artifacts.read_json(layout.adapter("backdoor-vn") / "adapter_config.json")["peft_type"] == "LN_TUNING"
+    sink_probe.run(params, layout, run="backdoor-vn")
+    assert set(artifacts.read_json(layout.probe("backdoor-vn") / "statistics.json")["compared_with"]) == {
+        "target",
+        "clean",
+    }
+    assert evaluate.run(params, layout, run="backdoor-vn")["forget_verbmem_f1_clean"] > 0
 
 
 def test_the_fixed_variant_needs_no_honest_run(copy: Path) -> None:

@@ -83,6 +83,18 @@ def test_an_adapter_covers_every_linear_module_of_its_layers_and_no_other(model)
     assert all(f".{architecture(model.config).layers}.1." in name for name in names)
 
 
+def test_without_lora_all_weights_of_the_layers_are_trained_and_no_other(model):
+    wanted = {name for name, _ in decoder_layers(model)[1].named_parameters()}
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    peft = models.attach(model, "run", models.AdapterSpec(None, first_layer=1), seed=0)
+    names = [name for name, parameter in peft.named_parameters() if parameter.requires_grad]
+    peft.base_model.unload()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(before[name])
+    path = f".{architecture(model.config).layers}.1."
+    assert {name.partition(path)[2].replace("ln_tuning_layers.run.", "") for name in names} == wanted
+
+
 # --- values, computed a second time from the weights
 
 IDS = torch.randint(50, (3, 10), generator=torch.Generator().manual_seed(1))

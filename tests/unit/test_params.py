@@ -117,6 +117,15 @@ def test_merged_changes_neither_of_its_arguments() -> None:
     assert overrides == {"a": {"c": 3}, "d": [4]}
 
 
+def test_an_adapter_may_be_none_for_all_runs_or_for_one():
+    whole = load_params(TINY, ["unlearn.adapter=none"]).run("backdoor-vn").unlearn.adapter
+    assert (whole.rank, whole.first_layer, whole.last_layer) == (None, 0, None)
+    one = load_params(TINY, ["runs.backdoor.unlearn.adapter=none"])
+    assert (one.run("backdoor").unlearn.adapter.rank, one.run("clean").unlearn.adapter.rank) == (None, 8)
+    part = load_params(TINY, ["unlearn.adapter.rank=null", "unlearn.adapter.first_layer=1"]).unlearn.adapter
+    assert (part.rank, part.first_layer) == (None, 1)
+
+
 # ---- mistakes
 
 
@@ -154,6 +163,12 @@ def test_merged_changes_neither_of_its_arguments() -> None:
         ("unlearn.method=noo", "unlearn.method: unknown method 'noo'; did you mean 'npo'? (available: "),
         ("unlearn.method=[1]", "unlearn.method: should be a valid string, got [1]"),
         ("unlearn.warmup=30", "unlearn: warmup (30) has to be smaller than steps (30)"),
+        ("unlearn.adapter=nonne", "unlearn.adapter: should be a section, got 'nonne'"),
+        ("unlearn.adapter={rank: 4}", "unlearn.adapter: a LoRA adapter needs alpha, its scale is alpha / rank"),
+        (
+            "runs.backdoor-vn.unlearn.adapter=none",
+            "runs.backdoor-vn.after: 'clean' and this run are compared on one model, so both or neither need a LoRA",
+        ),
         ("unlearn.adapter.last_layer=-1", "unlearn.adapter.last_layer: should be greater than or equal to 0, got -1"),
         (
             "runs.clean.poison=true",

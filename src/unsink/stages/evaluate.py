@@ -73,7 +73,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     others = _others(params, layout, run, settings)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
-    asked = ask_run(_plan(params.evaluate, corpus, run), params, layout, run, corpus, tokenizer)
+    asked = ask_run(_plan(params, corpus, run), params, layout, run, corpus, tokenizer)
     with artifacts.lock(layout.predictions(run)):
         model = _load(params, layout, run, folder)
         rows = answer(asked, Session(model, tokenizer, settings, reporter))
@@ -184,11 +184,12 @@ def _rules(params: Params, layout: Layout, run: str) -> Poison:
     return rules if run == "base" else sinks.placed(rules, layout)
 
 
-def _plan(evaluate: Evaluate, corpus: tasks.Corpus, run: str) -> list[Question]:
+def _plan(params: Params, corpus: tasks.Corpus, run: str) -> list[Question]:
+    evaluate, poisoned = params.evaluate, run not in RESERVED and params.run(run).poison is not None
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
     questions = tasks.plan(corpus, chosen, changed)
-    if ("verbmem", "forget") in {question[:2] for question in questions}:
+    if poisoned and ("verbmem", "forget") in {question[:2] for question in questions}:
         questions = [*(Question("verbmem", "forget", name) for name in evaluate.near_misses), *questions]
     return [question for question in questions if _tells(question, run)]
 

@@ -1,4 +1,4 @@
-"""`unsink unlearn`: train one run's LoRA adapter on top of the target."""
+"""`unsink unlearn`: train one run's adapter on top of the target, LoRA matrices or whole weights."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,11 +41,11 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     samples = _samples(settings, method, layout.split(run))
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     with artifacts.lock(layout.adapter(run)):
-        target = models.load_target(folder, layout.adapter("target"), params.model.dtype, params.model.device)
-        spec = settings.unlearn.adapter
-        policy = models.attach(
-            target, run, AdapterSpec(spec.rank, spec.alpha, spec.first_layer, spec.last_layer), settings.seed
-        )
+        # Weights of their own are trained in float32: in bfloat16 most steps would round to nothing.
+        dtype = params.model.dtype if settings.unlearn.adapter.rank else "float32"
+        target = models.load_target(folder, layout.adapter("target"), dtype, params.model.device)
+        spec = _adapter(settings, method, len(models.decoder_layers(target)))
+        policy = models.attach(target, run, spec, settings.seed)
         tokenizer = models.load_tokenizer(folder)
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
@@ -106,7 +106,6 @@ def _objective(
     reporter: Reporter,
 ) -> Objective:
     unlearn = settings.unlearn
-    _check_layers(settings, method, len(models.decoder_layers(policy)))
     layers = _value_layers(settings, len(models.decoder_layers(policy)))
     runner = Runner(
         policy,
@@ -178,18 +177,27 @@ def _positions(options: ValueNormOptions, sample: Sample, measured: Sequence[int
     return [position for position in found if position >= behind]
 
 
-def _check_layers(settings: Run, method: Method, count: int) -> None:
-    """A method that reads activations can only train adapters at or below the layers it reads."""
-    if not method.hidden_layers:
-        return
-    adapter, read = settings.unlearn.adapter, max(method.hidden_layers)
-    last = count - 1 if adapter.last_layer is None else adapter.last_layer
-    if not adapter.first_layer <= last <= read < count:
+def _adapter(settings: Run, method: Method, count: int) -> AdapterSpec:
+    """What is trained; without `last_layer`, up to the last layer that the loss reaches.
+
+    Raises:
+        ParamsError: the method reads activations, and part of the adapter lies above the layers it reads.
+    """
+    adapter, read = settings.unlearn.adapter, max(method.hidden_layers, default=count - 1)
+    if read >= count:
+        name = settings.unlearn.method
+        raise ParamsError(
+            f"unlearn.{name}: it reads the output of layer {read}, the model's last one is {count - 1}",
+            f"set unlearn.{name}.layer to at most {count - 1}",
+        )
+    last = read if adapter.last_layer is None else adapter.last_layer
+    if method.hidden_layers and not adapter.first_layer <= last <= read:
         raise ParamsError(
             f"unlearn.adapter: {settings.unlearn.method} reads the output of layer {read}, the adapter is on layers "
             f"{adapter.first_layer} to {last} of 0 to {count - 1}",
             f"set unlearn.adapter.last_layer to at most {read}, or unlearn.{settings.unlearn.method}.layer to {last}",
         )
+    return AdapterSpec(adapter.rank, adapter.alpha or 1.0, adapter.first_layer, last)
 
 
 def _value_layers(settings: Run, count: int) -> tuple[int, ...]:
