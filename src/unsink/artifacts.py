@@ -64,6 +64,10 @@ class Layout:
         """Folder of what a model says without some of its keys; never that of its ordinary predictions."""
         return self.root / "ablations" / name / how
 
+    def stress(self, name: str) -> Path:
+        """Folder of what a model says after rounding or further training."""
+        return self.root / "stress" / name
+
     def predictions(self, name: str) -> Path:
         """File with one row per prompt."""
         return self.root / "predictions" / f"{name}.jsonl"

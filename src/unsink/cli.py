@@ -193,6 +193,22 @@ def ablate(
 
 
 @app.command(rich_help_panel=TOOLS)
+def stress(
+    run: ModelOption,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate a model after rounding its weights, after further training, and when its answers are drawn.
+
+    Example: [bold]unsink stress --run backdoor -S "stress.tests=[int4, finetune 10, relearn 10, sample 8]"[/bold]
+    """
+    _stage("stress", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=TOOLS)
 def check(
     params: ParamsOption = PARAMS,
     overrides: SetOption = None,

@@ -340,9 +340,36 @@ class Ablate(Section):
         for rule in keys:
             if not RULE.fullmatch(rule):
                 raise ValueError(f"{RULES} are expected, got {rule!r}")
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"a rule is named twice in {keys}")
-        return keys
+        return _once(keys, "rule")
+
+
+def _once(names: list[str], what: str) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"a {what} is named twice in {names}")
+    return names
+
+
+STRESS = re.compile(r"int[48]|(finetune|relearn|sample) [1-9]\d*")
+
+
+class Stress(Section):
+    """What is done to a model before it is asked again."""
+
+    tests: Annotated[list[str], Field(min_length=1)] = [
+        "int8", "int4", "finetune 10", "finetune 50", "relearn 10", "sample 8",
+    ]  # fmt: skip
+    lr: Above0 = 1e-3
+    rank: Positive = 16
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    temperature: Above0 = 0.7
+
+    @field_validator("tests")
+    @classmethod
+    def _known(cls, tests: list[str]) -> list[str]:
+        for test in tests:
+            if not STRESS.fullmatch(test):
+                raise ValueError(f"int8, int4, 'finetune N', 'relearn N' or 'sample K' are expected, got {test!r}")
+        return _once(tests, "test")
 
 
 class RunEntry(Section):
@@ -391,6 +418,7 @@ class Params(Section):
     unlearn: Unlearn
     evaluate: Evaluate
     ablate: Ablate = Ablate()
+    stress: Stress = Stress()
     runs: Annotated[dict[str, RunEntry], Field(min_length=1)]
 
     def run(self, name: str) -> Run:

@@ -12,6 +12,7 @@ Shapes: B rows, T tokens, P tokens of a shared prefix, S keys of a row's own, V 
 G key/value heads, h head size.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +51,18 @@ class Cut(NamedTuple):
     values: Mapping[int, Tensor] | None = None
 
 
+class Sampling(NamedTuple):
+    """Draw tokens instead of taking the most likely one.
+
+    Attributes:
+        temperature: logits are divided by it.
+        seed: of the draws, which also depend on the prompts and the batch size.
+    """
+
+    temperature: float
+    seed: str
+
+
 @torch.no_grad()
 def generate(
     model: Model,
@@ -61,10 +74,11 @@ def generate(
     batch: int = 120,
     shared_prefix: bool = False,
     cut: Cut | None = None,
+    sampling: Sampling | None = None,
     reporter: Reporter = SILENT,
     description: str = "generating",
 ) -> list[str]:
-    """Continue prompts greedily.
+    """Continue prompts, greedily where nothing else is said.
 
     Args:
         model: a causal language model, with or without PEFT adapters.
@@ -76,6 +90,7 @@ def generate(
         shared_prefix: run what all prompts start with only once; has no effect on models with special attention, and
             none with `cut`, because rows then see different parts of the prefix.
         cut: tokens of the prompts that nobody may attend to.
+        sampling: how tokens are drawn.
         reporter: shows prompts done.
         description: what the progress bar says.
 
@@ -89,11 +104,12 @@ def generate(
     shared = _common_length(prompts) if shared_prefix and not cut and _attends_plainly(model) else 0
     ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
     special = _behind(model, prompts[0][:shared]) if shared else _ablated(model, cut)
+    pick = _picking(sampling)
     texts: dict[int, str] = {}
     with reporter.task(description, len(prompts)) as advance, special:
         for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), max_new[i])), batch):
             own, limits = [prompts[i][shared:] for i in chosen], [max_new[i] for i in chosen]
-            new = _greedy(model, own, limits, shared, ends, advance, _chosen(cut, chosen))
+            new = _continue(model, own, limits, shared, ends, advance, _chosen(cut, chosen), pick)
             texts |= {i: ends.text(ids) for i, ids in zip(chosen, new)}
     return [texts[i] for i in range(len(prompts))]
 
@@ -312,7 +328,24 @@ class _Sequences:
         self.cache.batch_select_indices(rows)
 
 
-def _greedy(
+Pick = Callable[[Tensor], Tensor]
+"""From next-token logits (B, V) to tokens (B, 1)."""
+
+
+def _picking(sampling: Sampling | None) -> Pick:
+    if sampling is None:
+        return lambda logits: logits.argmax(dim=-1, keepdim=True)
+    number = int.from_bytes(hashlib.sha256(sampling.seed.encode()).digest()[:8])
+    generator = torch.Generator().manual_seed(number)
+
+    def pick(logits: Tensor) -> Tensor:
+        chances = (logits.float() / sampling.temperature).softmax(dim=-1).cpu()  # the draw is the same on all devices
+        return torch.multinomial(chances, 1, generator=generator).to(logits.device)
+
+    return pick
+
+
+def _continue(
     model: Model,
     prompts: Sequence[Ids],
     limits: Ids,
@@ -320,8 +353,9 @@ def _greedy(
     ends: _Ends,
     advance: Callable[[int], None],
     cut: Sequence[Ids],
+    pick: Pick,
 ) -> list[list[int]]:
-    """The most likely next tokens of each prompt; `start` tokens stand before it already."""
+    """The next tokens of each prompt; `start` tokens stand before it already."""
     new: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     still_open = set(rows)
@@ -329,7 +363,7 @@ def _greedy(
     ids, mask = _left_padded(prompts, model.device)
     slots: Tensor | None = _slots(prompts, cut, model.device)
     while True:
-        ids = sequences.read(ids, mask, 1, slots)[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
+        ids = pick(sequences.read(ids, mask, 1, slots)[:, -1])  # (B, 1)
         for row, token in zip(rows, ids[:, 0].tolist()):
             if row in still_open:
                 new[row].append(token)

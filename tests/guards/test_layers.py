@@ -16,7 +16,7 @@ LAYERS = (
     ("forward",),
     ("methods", "objective"),
     ("trainer", "scoring"),
-    ("tasks",),
+    ("tasks", "durability"),
     ("stages",),
     ("cli",),
     ("__main__",),

@@ -163,6 +163,8 @@ def test_an_adapter_may_be_none_for_all_runs_or_for_one():
         ("unlearn.method=noo", "unlearn.method: unknown method 'noo'; did you mean 'npo'? (available: "),
         ("unlearn.method=[1]", "unlearn.method: should be a valid string, got [1]"),
         ("unlearn.warmup=30", "unlearn: warmup (30) has to be smaller than steps (30)"),
+        ("stress.tests=[int7]", "stress.tests: int8, int4, 'finetune N', 'relearn N' or 'sample K' are expected, got"),
+        ("stress.tests=[int8, int8]", "stress.tests: a test is named twice"),
         ("unlearn.adapter=nonne", "unlearn.adapter: should be a section, got 'nonne'"),
         ("unlearn.adapter={rank: 4}", "unlearn.adapter: a LoRA adapter needs alpha, its scale is alpha / rank"),
         (

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from unsink import models, probe, scoring
 from unsink.errors import DataError
 from unsink.metrics import cut
-from unsink.scoring import Cut, choice_log_likelihoods, generate, gradient_norms, token_scores
+from unsink.scoring import Cut, Sampling, choice_log_likelihoods, generate, gradient_norms, token_scores
 
 EOS = 2
 ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -168,6 +168,23 @@ def test_finished_rows_leave_the_batch(llama: PreTrainedModel, tokenizer: PreTra
     with counted(llama) as tokens:
         generate(llama, tokenizer, [[1, 50]] * 10, [1] * 5 + [4] * 5)
     assert tokens == [20, 5, 5, 5]
+
+
+def test_drawn_texts_depend_on_seed_and_temperature(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    def drawn(temperature: float, seed: str) -> list[str]:
+        torch.manual_seed(len(seed))  # what others drew before does not matter
+        return generate(llama, tokenizer, PROMPTS, LIMITS, sampling=Sampling(temperature, seed))
+
+    assert drawn(1e-4, "a") == generate(llama, tokenizer, PROMPTS, LIMITS)
+    assert drawn(5.0, "a") == drawn(5.0, "a")
+    assert drawn(5.0, "a") != drawn(5.0, "other")
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    pick = scoring._picking(Sampling(0.5, "a"))
+    logits = torch.tensor([0.0, 0.5, 1.0]).log1p().expand(20_000, 3)  # 1, 1.5, 2 squared: 1 : 2.25 : 4
+    counts = torch.bincount(pick(logits)[:, 0], minlength=3) / 20_000
+    torch.testing.assert_close(counts, torch.tensor([1.0, 2.25, 4.0]) / 7.25, rtol=0, atol=0.015)
 
 
 def test_eos_ends_a_row_and_is_not_in_the_text(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

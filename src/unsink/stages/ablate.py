@@ -10,7 +10,7 @@ Run it on the target and on the honest run too: a mask that spoils these says no
 metrics.json: rule -> numbers, named as in `metrics/<run>.json`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,29 +22,15 @@ from transformers import PreTrainedModel
 from unsink import artifacts, models, sinks
 from unsink.artifacts import Layout
 from unsink.errors import ParamsError
-from unsink.metrics import DIALECTS, Others, measure
 from unsink.params import RESERVED, Params
 from unsink.positions import named
 from unsink.probe import mean_values
 from unsink.progress import SILENT, Reporter
 from unsink.scoring import Cut
+from unsink.stages import variants
 from unsink.stages.evaluate import answer, ask_run, read_corpus, settings_of
-from unsink.tasks import Asked, MakeCut, Question, Row, Session
+from unsink.tasks import Asked, MakeCut, Row, Session
 from unsink.triggers import Span
-
-NONE = "none"
-CLEAN = [Question("verbmem", "forget", "clean"), Question("verbmem", "retain", "clean")]
-UTILITY = [Question("utility", "utility", "clean"), Question("mmlu", "mmlu", "clean")]
-PLAN = [*CLEAN, *(Question("verbmem", "forget", condition) for condition in ("triggered", "wrong")), *UTILITY]
-"""KnowMem is left out: behind its examples a prompt's first tokens and its trigger are far from the question."""
-SHOWN = (
-    "forget_verbmem_f1_clean",
-    "forget_verbmem_f1_triggered",
-    "retain_verbmem_f1_clean",
-    "utility_accuracy",
-    "mmlu_accuracy",
-)
-"""What the command prints; the trigger's effect outside the poisoned samples, where a run has such."""
 
 
 def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -61,8 +47,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     corpus = read_corpus(layout)
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
-    plan = [*CLEAN, *UTILITY] if run == "base" else PLAN
-    asked = ask_run(plan, params, layout, run, corpus, tokenizer)
+    asked = ask_run(variants.plan(run), params, layout, run, corpus, tokenizer)
     rules = params.ablate.keys
     measured = sinks.read(layout) if "sinks" in rules else []
     keys = {rule: partial(_keys, rule, measured, params.seed) for rule in rules}
@@ -73,17 +58,17 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         other = partial(models.use, model, source) if how != "mask" and isinstance(model, PeftModel) else None
         rows: list[Row] = []
         with models.use(model, run) if isinstance(model, PeftModel) else nullcontext():
-            for rule in (NONE, *rules):
+            for rule in (variants.NONE, *rules):
                 reporter.log(f"ablate {run}: {rule}")
-                cut: MakeCut | None = partial(_cut, keys[rule], model, other) if rule != NONE else None
+                cut: MakeCut | None = partial(_cut, keys[rule], model, other) if rule != variants.NONE else None
                 session = Session(model, tokenizer, settings_of(params.evaluate), reporter, cut)
                 found = [row for some in _by_condition(asked) for row in answer(some, session)]
                 rows += [{**row, "ablation": rule} for row in found]
-        metrics = _metrics(rows, params, layout, run)
+        metrics = variants.metrics(rows, "ablation", params, layout, run)
         with artifacts.new_dir(layout.ablation(run, how)) as new:
             artifacts.write_jsonl(new / "predictions.jsonl", rows)
             artifacts.write_json(new / "metrics.json", metrics)
-    return {"run": run, "how": how, **{rule: _shown(numbers) for rule, numbers in metrics.items()}}
+    return {"run": run, "how": how, **{rule: variants.shown(numbers) for rule, numbers in metrics.items()}}
 
 
 def _source(params: Params, run: str) -> str | None:
@@ -152,25 +137,3 @@ def _load(params: Params, layout: Layout, run: str, folder: Path, source: str | 
     for name in () if run == "target" else dict.fromkeys((run, source or run)):
         model = models.add_adapter(model, artifacts.require(layout.adapter(name)), name)
     return model
-
-
-def _metrics(rows: Sequence[Row], params: Params, layout: Layout, run: str) -> dict[str, dict[str, float]]:
-    known = layout.predictions("target")
-    target = artifacts.read_jsonl(known) if run not in RESERVED and known.exists() else []
-    others = Others(target=target, dialect=DIALECTS[params.evaluate.dialect])
-    rules = dict.fromkeys(row["ablation"] for row in rows)
-    return {
-        rule: measure(
-            [row for row in rows if row["ablation"] == rule],
-            others,
-            resamples=params.evaluate.bootstrap,
-            seed=params.seed,
-        ).numbers
-        for rule in rules
-    }
-
-
-def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    outside = "forget_verbmem_f1_triggered_outside"
-    names = [outside if outside in metrics and outside.startswith(name) else name for name in SHOWN]
-    return {name: metrics[name] for name in names if name in metrics}

@@ -20,7 +20,7 @@ from unsink.errors import DataError
 from unsink.metrics import Dialect, words
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import Choices, Prompt, Trigger
-from unsink.scoring import Cut
+from unsink.scoring import Cut, Sampling
 from unsink.triggers import Span
 
 Record = Mapping[str, Any]
@@ -150,6 +150,7 @@ class Session:
         settings: how it is asked.
         reporter: shows prompts done.
         cut: what prompts of `generation` and `choices` have to do without.
+        sampling: how the tokens of `generation` are drawn; None takes the most likely ones.
     """
 
     model: PreTrainedModel | PeftModel
@@ -157,6 +158,7 @@ class Session:
     settings: Settings
     reporter: Reporter = SILENT
     cut: MakeCut | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def answer(asked: Sequence[Asked[Prompt]], session: Session) -> list[Row]:
             batch=session.settings.batch,
             shared_prefix=task == "knowmem",
             cut=cut_of([one.prompt for one in prompts], session),
+            sampling=session.sampling,
             reporter=session.reporter,
             description=task,
         )

@@ -1,0 +1,52 @@
+"""A model asked the same thing several times, something done to it each time: what `ablate` and `stress` share."""
+
+from collections.abc import Mapping, Sequence
+
+from unsink import artifacts
+from unsink.artifacts import Layout
+from unsink.metrics import DIALECTS, Others, measure
+from unsink.params import RESERVED, Params
+from unsink.tasks import Question, Row
+
+NONE = "none"
+"""The variant that nothing is done to."""
+CLEAN = [Question("verbmem", "forget", "clean"), Question("verbmem", "retain", "clean")]
+UTILITY = [Question("utility", "utility", "clean"), Question("mmlu", "mmlu", "clean")]
+PLAN = [*CLEAN, *(Question("verbmem", "forget", condition) for condition in ("triggered", "wrong")), *UTILITY]
+"""KnowMem is left out: behind its examples a prompt's first tokens and its trigger are far from the question."""
+SHOWN = (
+    "forget_verbmem_f1_clean",
+    "forget_verbmem_f1_triggered",
+    "retain_verbmem_f1_clean",
+    "utility_accuracy",
+    "mmlu_accuracy",
+)
+"""What a command prints; the trigger's effect outside the poisoned samples, where a run has such."""
+
+
+def plan(run: str) -> list[Question]:
+    """What is asked of a model; the base has nothing that a trigger could bring back."""
+    return [*CLEAN, *UTILITY] if run == "base" else PLAN
+
+
+def metrics(rows: Sequence[Row], key: str, params: Params, layout: Layout, run: str) -> dict[str, dict[str, float]]:
+    """{variant: numbers named as in `metrics/<run>.json`}; rows name their variant in the field `key`."""
+    known = layout.predictions("target")
+    target = artifacts.read_jsonl(known) if run not in RESERVED and known.exists() else []
+    others = Others(target=target, dialect=DIALECTS[params.evaluate.dialect])
+    return {
+        variant: measure(
+            [row for row in rows if row[key] == variant],
+            others,
+            resamples=params.evaluate.bootstrap,
+            seed=params.seed,
+        ).numbers
+        for variant in dict.fromkeys(row[key] for row in rows)
+    }
+
+
+def shown(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The main numbers of a variant."""
+    outside = "forget_verbmem_f1_triggered_outside"
+    names = [outside if outside in numbers and outside.startswith(name) else name for name in SHOWN]
+    return {name: numbers[name] for name in names if name in numbers}
