@@ -27,6 +27,7 @@ from project import RESULTS, ROOT, make, repro
 from unsink.params import merged
 
 HONEST = "clean"
+STAGES = ("poison", "unlearn", "evaluate")
 
 
 class Cell(NamedTuple):
@@ -74,7 +75,8 @@ def recipe(params: Mapping[str, Any], cell: Cell) -> str:
 def finish(folder: Path, cell: Cell, code: str, threads: int | None) -> Line | None:
     """Run one cell and return its line; None where a stage failed, which DVC has explained."""
     start = time.monotonic()
-    if repro(folder, [f"evaluate@{cell.name}"], threads):
+    # Single items: a whole pipeline would lock what all cells build on, and cells run side by side.
+    if repro(folder, ["--single-item", *(f"{stage}@{cell.name}" for stage in STAGES)], threads):
         return None
     rows = [json.loads(line) for line in (folder / "predictions" / f"{cell.name}.jsonl").read_text().splitlines()]
     known = [json.loads(line) for line in (folder / "predictions" / "target.jsonl").read_text().splitlines()]
@@ -117,8 +119,9 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
         return
     folder = ROOT / "claims" / claim
     make(folder, params)
-    if repro(folder, ["evaluate-target", "sink-probe-target"]):
-        raise SystemExit(f"{claim}: the target was not made")
+    honest = sorted({f"unlearn@{cell.entry['after']}" for cell, _ in missing if cell.entry["after"] != "target"})
+    if repro(folder, ["evaluate-target", "sink-probe-target", *honest]):
+        raise SystemExit(f"{claim}: the target was not made, or an honest run")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
         for number, line in enumerate(pool.map(lambda one: finish(folder, *one, threads), missing), start=1):
