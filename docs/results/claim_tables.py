@@ -95,12 +95,14 @@ def contrasts(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     for one in spec["contrasts"]:
         of, over = (_chosen(found, one[side]) for side in ("of", "over"))
         many, few = (Counter(line["seed"] for line in side) for side in (of, over))
-        whole = [s for s in many if many[s] == max(many.values()) and few[s] == max(few.values(), default=1)]
+        all_of, all_over = (_planned(spec["axes"], one[side]) for side in ("of", "over"))
+        whole = [seed for seed in spec["seeds"] if many[seed] == all_of and few[seed] == all_over]
         if not whole:
             continue  # no seed has all of both groups yet
         groups = [[outside(line) for line in (*of, *over) if line["seed"] == seed] for seed in sorted(whole)]
         gap = bootstrap_seeds(groups, partial(_gap, many[whole[0]]), resamples=RESAMPLES, seed=0)
-        text.append(f"| {one['claim']} | {_words(one['of'])} | {_words(one['over'])} | {_cell(gap)} | {verdict(gap)} |")
+        says = verdict(gap) if whole == spec["seeds"] else f"open, {len(whole)} of {len(spec['seeds'])} seeds are done"
+        text.append(f"| {one['claim']} | {_words(one['of'])} | {_words(one['over'])} | {_cell(gap)} | {says} |")
     return "\n".join(text) + "\n"
 
 
@@ -109,11 +111,17 @@ def _gap(many: int, *samples: Sample) -> float:
     return float(np.mean(values[:many]) - np.mean(values[many:]))
 
 
-def _chosen(found: Sequence[Line], wanted: Mapping[str, Any]) -> list[Line]:
-    def fits(line: Line) -> bool:
-        return all(line[axis] in (label if isinstance(label, list) else [label]) for axis, label in wanted.items())
+def _fits(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(labels[axis] in (label if isinstance(label, list) else [label]) for axis, label in wanted.items())
 
-    return [line for line in found if fits(line)]
+
+def _chosen(found: Sequence[Line], wanted: Mapping[str, Any]) -> list[Line]:
+    return [line for line in found if _fits(line, wanted)]
+
+
+def _planned(axes: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> int:
+    """How many runs of a seed belong to one side of a claim."""
+    return sum(_fits(dict(zip(axes, labels, strict=True)), wanted) for labels in itertools.product(*axes.values()))
 
 
 def verdict(gap: Interval) -> str:
