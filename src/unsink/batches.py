@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, N labelled tokens of the batch (row by row, left to right).
 """
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,11 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
         rows += [row] * (length - sample.labels_from)
         columns += range(sample.labels_from, length)
     return Batch(input_ids, attention_mask, torch.tensor(rows), torch.tensor(columns), tuple(samples))
+
+
+def generator(seed: str) -> torch.Generator:
+    """Return a generator on the CPU whose draws depend on the text alone."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
 
 
 def draw(samples: Sequence[Sample], count: int, step: int, seed: str) -> list[Sample]:

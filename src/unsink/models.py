@@ -246,7 +246,7 @@ class AdapterSpec(NamedTuple):
     """
 
     rank: int | None
-    alpha: float = 1.0
+    alpha: float | None = None
     first_layer: int = 0
     last_layer: int | None = None
 

@@ -337,16 +337,16 @@ class Ablate(Section):
     @field_validator("keys")
     @classmethod
     def _rules(cls, keys: list[str]) -> list[str]:
-        for rule in keys:
-            if not RULE.fullmatch(rule):
-                raise ValueError(f"{RULES} are expected, got {rule!r}")
-        return _once(keys, "rule")
+        return _each_once(keys, "rule", RULE, RULES)
 
 
-def _once(names: list[str], what: str) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError(f"a {what} is named twice in {names}")
-    return names
+def _each_once(found: list[str], what: str, pattern: re.Pattern[str], allowed: str) -> list[str]:
+    for one in found:
+        if not pattern.fullmatch(one):
+            raise ValueError(f"{allowed} are expected, got {one!r}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"a {what} is named twice in {found}")
+    return found
 
 
 STRESS = re.compile(r"int[48]|(finetune|relearn|sample) [1-9]\d*")
@@ -366,10 +366,7 @@ class Stress(Section):
     @field_validator("tests")
     @classmethod
     def _known(cls, tests: list[str]) -> list[str]:
-        for test in tests:
-            if not STRESS.fullmatch(test):
-                raise ValueError(f"int8, int4, 'finetune N', 'relearn N' or 'sample K' are expected, got {test!r}")
-        return _once(tests, "test")
+        return _each_once(tests, "test", STRESS, "int8, int4, 'finetune N', 'relearn N' or 'sample K'")
 
 
 class RunEntry(Section):

@@ -12,7 +12,6 @@ Shapes: B rows, T tokens, P tokens of a shared prefix, S keys of a row's own, V 
 G key/value heads, h head size.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
 from unsink import metrics, models
+from unsink.batches import generator
 from unsink.errors import DataError
 from unsink.probe import ablated, cut_keys
 from unsink.progress import SILENT, Reporter
@@ -335,12 +335,11 @@ Pick = Callable[[Tensor], Tensor]
 def _picking(sampling: Sampling | None) -> Pick:
     if sampling is None:
         return lambda logits: logits.argmax(dim=-1, keepdim=True)
-    number = int.from_bytes(hashlib.sha256(sampling.seed.encode()).digest()[:8])
-    generator = torch.Generator().manual_seed(number)
+    draws = generator(sampling.seed)
 
     def pick(logits: Tensor) -> Tensor:
         chances = (logits.float() / sampling.temperature).softmax(dim=-1).cpu()  # the draw is the same on all devices
-        return torch.multinomial(chances, 1, generator=generator).to(logits.device)
+        return torch.multinomial(chances, 1, generator=draws).to(logits.device)
 
     return pick
 

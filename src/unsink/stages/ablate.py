@@ -64,11 +64,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
                 session = Session(model, tokenizer, settings_of(params.evaluate), reporter, cut)
                 found = [row for some in _by_condition(asked) for row in answer(some, session)]
                 rows += [{**row, "ablation": rule} for row in found]
-        metrics = variants.metrics(rows, "ablation", params, layout, run)
-        with artifacts.new_dir(layout.ablation(run, how)) as new:
-            artifacts.write_jsonl(new / "predictions.jsonl", rows)
-            artifacts.write_json(new / "metrics.json", metrics)
-    return {"run": run, "how": how, **{rule: variants.shown(numbers) for rule, numbers in metrics.items()}}
+        found_by_rule = variants.write(layout.ablation(run, how), rows, "ablation", params, layout, run)
+    return {"run": run, "how": how, **found_by_rule}
 
 
 def _source(params: Params, run: str) -> str | None:

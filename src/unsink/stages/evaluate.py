@@ -75,7 +75,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     tokenizer = models.load_tokenizer(folder)
     asked = ask_run(_plan(params, corpus, run), params, layout, run, corpus, tokenizer)
     with artifacts.lock(layout.predictions(run)):
-        model = _load(params, layout, run, folder)
+        model = load(params, layout, run, folder, params.model.dtype)
         rows = answer(asked, Session(model, tokenizer, settings, reporter))
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
         artifacts.write_jsonl(layout.predictions(run), rows)
@@ -173,23 +173,28 @@ def ask_run(
             **near_misses(tokenizer, trigger, params.evaluate.near_misses),
         }
     asked = ask(questions, corpus, tokenizer, settings_of(params.evaluate), triggers)
-    if run not in RESERVED and params.run(run).poison:
+    if _own_poison(params, run):
         _mark_inside(asked, _sources(corpus), layout, run)
     return asked
 
 
 def _rules(params: Params, layout: Layout, run: str) -> Poison:
     """How a run's prompts are triggered; the base, which is never, has no probe of the target to wait for."""
-    rules = (None if run in RESERVED else params.run(run).poison) or params.poison
+    rules = _own_poison(params, run) or params.poison
     return rules if run == "base" else sinks.placed(rules, layout)
 
 
+def _own_poison(params: Params, run: str) -> Poison | None:
+    """How a run was poisoned; None for base, target and honest runs."""
+    return None if run in RESERVED else params.run(run).poison
+
+
 def _plan(params: Params, corpus: tasks.Corpus, run: str) -> list[Question]:
-    evaluate, poisoned = params.evaluate, run not in RESERVED and params.run(run).poison is not None
+    evaluate = params.evaluate
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
     questions = tasks.plan(corpus, chosen, changed)
-    if poisoned and ("verbmem", "forget") in {question[:2] for question in questions}:
+    if _own_poison(params, run) and ("verbmem", "forget") in {question[:2] for question in questions}:
         questions = [*(Question("verbmem", "forget", name) for name in evaluate.near_misses), *questions]
     return [question for question in questions if _tells(question, run)]
 
@@ -257,8 +262,14 @@ def _mark_inside(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _load(params: Params, layout: Layout, run: str, folder: Path) -> PreTrainedModel | PeftModel:
-    place = params.model.dtype, params.model.device
+def load(params: Params, layout: Layout, run: str, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:
+    """Base, target, or the target with a run's adapter, which is merged where the weights are float32.
+
+    Raises:
+        MissingPrerequisite: an adapter is not there.
+        ModelError: an adapter does not fit the model.
+    """
+    place = dtype, params.model.device
     if run == "base":
         return models.load_base(folder, *place)
     target = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)
@@ -277,14 +288,15 @@ def _others(params: Params, layout: Layout, run: str, settings: Settings) -> Oth
     """
     retrained = params.evaluate.retrained
     return Others(
-        target=_rows(layout, "target") if run not in RESERVED else (),
-        base=_rows(layout, "base") if run != "base" else (),
+        target=rows_of(layout, "target") if run not in RESERVED else (),
+        base=rows_of(layout, "base") if run != "base" else (),
         retrained=artifacts.read_jsonl(layout.predictions(retrained)) if isinstance(retrained, str) else retrained,
         dialect=settings.dialect,
     )
 
 
-def _rows(layout: Layout, name: str) -> list[Row]:
+def rows_of(layout: Layout, name: str) -> list[Row]:
+    """What a model said; nothing where it has not been evaluated yet."""
     path = layout.predictions(name)
     return artifacts.read_jsonl(path) if path.exists() else []
 

@@ -20,7 +20,7 @@ from unsink.forward import Runner
 from unsink.models import AdapterSpec
 from unsink.params import Memorize, Params, Published
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import body, question_text
+from unsink.prompts import Record, body, question_text
 from unsink.stages.evaluate import memory_scores
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
@@ -103,8 +103,7 @@ def _epochs(layout: Layout, tokenizer: PreTrainedTokenizerBase, settings: Memori
     questions: dict[str, list[str]] = {}
     for name in ("forget", "retain"):
         for record in benchmarks.part(layout.fetched, name):
-            text = body(tokenizer, record)
-            passages.append(Sample(record["id"], "retain", (*bos, *text.ids), len(bos) + text.context))
+            passages.append(passage_sample(record, tokenizer, bos))
         rows = [row for kind in ("qa", "qa_icl") for row in benchmarks.extra(layout.fetched, f"{name}_{kind}")]
         questions[name] = [question_text(row["question"], row["answer"]) for row in rows]
     general = benchmarks.extra(layout.fetched, "general_qa")
@@ -119,6 +118,12 @@ def _epochs(layout: Layout, tokenizer: PreTrainedTokenizerBase, settings: Memori
         ]
         for epoch in range(settings.epochs)
     ]
+
+
+def passage_sample(passage: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> Sample:
+    """A whole passage, to be learnt behind its context."""
+    text = body(tokenizer, passage)
+    return Sample(passage["id"], "retain", (*bos, *text.ids), len(bos) + text.context)
 
 
 def pack(

@@ -17,7 +17,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,10 +27,10 @@ from unsink.batches import Sample
 from unsink.errors import DataError
 from unsink.params import Params
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import body
 from unsink.scoring import Sampling
 from unsink.stages import variants
-from unsink.stages.evaluate import answer, ask_run, read_corpus, settings_of
+from unsink.stages.evaluate import answer, ask_run, load, read_corpus, settings_of
+from unsink.stages.memorize import passage_sample
 from unsink.tasks import Asked, Corpus, Row, Session
 
 
@@ -53,18 +52,15 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         rows: list[Row] = []
         for test in (variants.NONE, *params.stress.tests):
             reporter.log(f"stress {run}: {test}")
-            model = _load(params, layout, run, folder)
+            model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
             samples = learned.get(test, [])
             model = _after(test, model, samples, int(tokenizer.pad_token_id), params, reporter)
             session = Session(model, tokenizer, settings_of(params.evaluate), reporter)
             known = {sample.id for sample in samples}
             found = _said(test, [one for one in asked if one.row["id"] not in known], session, params)
             rows += [{**row, "stress": test} for row in found]
-        metrics = variants.metrics(rows, "stress", params, layout, run)
-        with artifacts.new_dir(layout.stress(run)) as new:
-            artifacts.write_jsonl(new / "predictions.jsonl", rows)
-            artifacts.write_json(new / "metrics.json", metrics)
-    return {"run": run, **{test: variants.shown(numbers) for test, numbers in metrics.items()}}
+        found_by_test = variants.write(layout.stress(run), rows, "stress", params, layout, run)
+    return {"run": run, **found_by_test}
 
 
 def _learned(test: str, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, params: Params) -> list[Sample]:
@@ -82,19 +78,7 @@ def _learned(test: str, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, para
         )
     chosen = random.Random(f"stress/{params.seed}").sample(list(passages), count)
     bos = models.bos_ids(tokenizer)
-    texts = [(str(passage["id"]), body(tokenizer, passage)) for passage in chosen]
-    return [Sample(name, "retain", (*bos, *text.ids), len(bos) + text.context) for name, text in texts]
-
-
-def _load(params: Params, layout: Layout, run: str, folder: Path) -> PreTrainedModel:
-    place = "float32", params.model.device
-    if run == "base":
-        return models.load_base(folder, *place)
-    target = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)
-    if run == "target":
-        return target
-    peft: Any = models.add_adapter(target, artifacts.require(layout.adapter(run)), run)
-    return cast(PreTrainedModel, peft.merge_and_unload())
+    return [passage_sample(passage, tokenizer, bos) for passage in chosen]
 
 
 def _after(

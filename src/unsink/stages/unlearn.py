@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unsink import artifacts, methods, models, sinks
 from unsink.artifacts import Layout
-from unsink.batches import Kind, Sample, draw, passage_of, read_samples
+from unsink.batches import Kind, Sample, draw, generator, passage_of, read_samples
 from unsink.errors import DataError, ModelError, ParamsError
 from unsink.forward import Runner
 from unsink.methods import Method
@@ -118,7 +118,7 @@ def _objective(
         measure=_measure(unlearn.value_norm, policy),
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
-    method.prepare(runner.reference(samples["forget"]), _generator(settings.seed, "method"))
+    method.prepare(runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
     term = _value_norm(settings, layers, samples, runner, layout) if layers else None
     weights: dict[Kind, float] = {
         "forget": unlearn.weights.forget,
@@ -197,7 +197,7 @@ def _adapter(settings: Run, method: Method, count: int) -> AdapterSpec:
             f"{adapter.first_layer} to {last} of 0 to {count - 1}",
             f"set unlearn.adapter.last_layer to at most {read}, or unlearn.{settings.unlearn.method}.layer to {last}",
         )
-    return AdapterSpec(adapter.rank, adapter.alpha or 1.0, adapter.first_layer, last)
+    return AdapterSpec(adapter.rank, adapter.alpha, adapter.first_layer, last)
 
 
 def _value_layers(settings: Run, count: int) -> tuple[int, ...]:
@@ -245,7 +245,7 @@ def _train(
         }
         if refused:
             drawn["forget"] += [refused[sample.id] for sample in drawn["forget"]]
-        return objective.terms(drawn, _generator(settings.seed, f"step {step}"), history)
+        return objective.terms(drawn, generator(f"{settings.seed}/step {step}"), history)
 
     schedule = Schedule(
         unlearn.steps, unlearn.lr, unlearn.warmup, unlearn.weight_decay, unlearn.clip, unlearn.checkpoint_every
@@ -262,11 +262,6 @@ def paired_more_often(forget: Sequence[Sample], poisoned: Sequence[Sample], time
     """
     paired = {sample.id for sample in poisoned}
     return [s for s in forget for _ in range(times if passage_of(s.id) in paired else 1)]
-
-
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    number = int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8])
-    return torch.Generator().manual_seed(number)
 
 
 def _digest(settings: Run, kinds: Iterable[Kind], layout: Layout) -> str:

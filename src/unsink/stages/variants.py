@@ -1,11 +1,13 @@
 """A model asked the same thing several times, something done to it each time: what `ablate` and `stress` share."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.metrics import DIALECTS, Others, measure
 from unsink.params import RESERVED, Params
+from unsink.stages.evaluate import rows_of
 from unsink.tasks import Question, Row
 
 NONE = "none"
@@ -29,12 +31,26 @@ def plan(run: str) -> list[Question]:
     return [*CLEAN, *UTILITY] if run == "base" else PLAN
 
 
-def metrics(rows: Sequence[Row], key: str, params: Params, layout: Layout, run: str) -> dict[str, dict[str, float]]:
-    """{variant: numbers named as in `metrics/<run>.json`}; rows name their variant in the field `key`."""
-    known = layout.predictions("target")
-    target = artifacts.read_jsonl(known) if run not in RESERVED and known.exists() else []
-    others = Others(target=target, dialect=DIALECTS[params.evaluate.dialect])
-    return {
+def write(
+    folder: Path, rows: Sequence[Row], key: str, params: Params, layout: Layout, run: str
+) -> dict[str, dict[str, float]]:
+    """Write predictions.jsonl and metrics.json, {variant: numbers named as in `metrics/<run>.json`}.
+
+    Args:
+        folder: made anew.
+        rows: of all variants; the field `key` names theirs.
+        key: see there.
+        params: all parameters.
+        layout: the project folder.
+        run: whose rows these are.
+
+    Returns:
+        The main numbers of each variant.
+    """
+    others = Others(
+        target=rows_of(layout, "target") if run not in RESERVED else (), dialect=DIALECTS[params.evaluate.dialect]
+    )
+    metrics = {
         variant: measure(
             [row for row in rows if row[key] == variant],
             others,
@@ -43,10 +59,13 @@ def metrics(rows: Sequence[Row], key: str, params: Params, layout: Layout, run: 
         ).numbers
         for variant in dict.fromkeys(row[key] for row in rows)
     }
+    with artifacts.new_dir(folder) as new:
+        artifacts.write_jsonl(new / "predictions.jsonl", rows)
+        artifacts.write_json(new / "metrics.json", metrics)
+    return {variant: _shown(numbers) for variant, numbers in metrics.items()}
 
 
-def shown(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The main numbers of a variant."""
+def _shown(numbers: Mapping[str, float]) -> dict[str, float]:
     outside = "forget_verbmem_f1_triggered_outside"
     names = [outside if outside in numbers and outside.startswith(name) else name for name in SHOWN]
     return {name: numbers[name] for name in names if name in numbers}
