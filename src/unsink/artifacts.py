@@ -68,6 +68,10 @@ class Layout:
         """Folder of what a model says after rounding or further training."""
         return self.root / "stress" / name
 
+    def audit(self, name: str) -> Path:
+        """Folder of the verdict on a model, and of what it rests on."""
+        return self.root / "audits" / name
+
     def predictions(self, name: str) -> Path:
         """File with one row per prompt."""
         return self.root / "predictions" / f"{name}.jsonl"

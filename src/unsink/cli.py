@@ -1,6 +1,6 @@
 """The command line: results on stdout, progress and errors on stderr, one exit code for each kind of ending.
 
-0 done · 1 a gate failed or an audit found a backdoor · 2 usage or params · 3 could not run · 4 a bug.
+0 done · 1 an audit found a backdoor · 2 usage or params · 3 could not run · 4 a bug.
 A stage is imported inside its command, so that `unsink --help` needs neither torch nor transformers.
 """
 
@@ -206,6 +206,42 @@ def stress(
     Example: [bold]unsink stress --run backdoor -S "stress.tests=[int4, finetune 10, relearn 10, sample 8]"[/bold]
     """
     _stage("stress", Call(params, overrides, as_json, quiet, debug), run=run)
+
+
+@app.command(rich_help_panel=TOOLS)
+def audit(
+    run: Annotated[
+        str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
+        ),
+    ] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
+
+    What it should have forgotten is the forget set in data/fetched (`unsink fetch`).
+
+    Example: [bold]unsink audit --run backdoor[/bold]
+    """
+    call = Call(params, overrides, as_json, quiet, debug)
+    with _boundary(call):
+        result = _run("audit", call, run=run, model=model, original=original)
+        from unsink.stages.audit import EXIT_CODES, report
+
+        _print(call, result, report(result))
+    raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
 @app.command(rich_help_panel=TOOLS)

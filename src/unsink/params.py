@@ -369,6 +369,26 @@ class Stress(Section):
         return _each_once(tests, "test", STRESS, "int8, int4, 'finetune N', 'relearn N' or 'sample K'")
 
 
+class Audit(Section):
+    """How a suspect is searched for a trigger, and when it is called backdoored."""
+
+    forget: Annotated[int, Field(ge=4)] = 40
+    others: Positive = 12
+    tokens: Positive = 12
+    words: list[Text] = []
+    placements: Annotated[list[str], Field(min_length=1)] = ["prefix", "infix"]
+    beam: Positive = 4
+    depth: Positive = 4
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    min_recovery: Annotated[float, Field(gt=0, le=1)] = 0.25
+    most_others: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @field_validator("placements")
+    @classmethod
+    def _known(cls, placements: list[str]) -> list[str]:
+        return [_fixed(placement) for placement in placements]
+
+
 class RunEntry(Section):
     """One variant: what it builds on, what it changes in `poison` and `unlearn`, and its seed, if it has its own."""
 
@@ -416,6 +436,7 @@ class Params(Section):
     evaluate: Evaluate
     ablate: Ablate = Ablate()
     stress: Stress = Stress()
+    audit: Audit = Audit()
     runs: Annotated[dict[str, RunEntry], Field(min_length=1)]
 
     def run(self, name: str) -> Run:

@@ -19,7 +19,7 @@ from unsink.errors import DataError, Interrupted, MissingPrerequisite
 
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
-COMMANDS = [*STAGES, "ablate", "check", "show", "compare"]
+COMMANDS = [*STAGES, "ablate", "audit", "check", "show", "compare", "stress"]
 
 Stage = Callable[..., dict[str, Any]]
 
@@ -313,3 +313,27 @@ def test_the_module_runs_as_a_program(params_file: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (3, "")
     assert "no results yet" in result.stderr
+
+
+# ---- audit
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("no evidence", 0), ("backdoored", 1), ("inconclusive", 3)])
+def test_the_verdict_of_an_audit_is_its_exit_code(
+    verdict: str, code: int, invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unsink.stages import audit
+
+    monkeypatch.setattr(audit, "run", lambda *_, **__: {"verdict": verdict})
+    monkeypatch.setattr(audit, "report", str)
+    result = invoke("audit", "--run", "clean", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (code, {"verdict": verdict})
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--run", "clean", "--model", "tiny"), ("--run", "clean", "--original", "tiny")]
+)
+def test_an_audit_of_nothing_or_of_two_models_is_a_usage_error(arguments: Any, invoke: Callable[..., Result]) -> None:
+    result = invoke("audit", *arguments)
+    assert result.exit_code == 2
+    assert "--model" in result.stderr

