@@ -5,8 +5,7 @@ text in front of it. N probes, C candidates.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,34 +71,14 @@ class Suspect:
     """A model under audit.
 
     Attributes:
-        model: the suspect; where `adapter` names one, a model that it can be switched off on.
+        model: the suspect.
         tokenizer: its tokenizer.
         original: the model before it was to forget, None where nobody has it.
-        adapter: the suspect's adapter on `model`; without it the model is the original.
     """
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     original: Model | None = None
-    adapter: str | None = None
-
-    @contextmanager
-    def accused(self) -> Iterator[Model]:
-        """The suspect itself."""
-        if isinstance(self.model, PeftModel) and self.adapter:
-            with models.use(self.model, self.adapter):
-                yield self.model
-        else:
-            yield self.model
-
-    @contextmanager
-    def before(self) -> Iterator[Model | None]:
-        """The model before unlearning, None where there is none to compare with."""
-        if isinstance(self.model, PeftModel) and self.adapter:
-            with models.use(self.model, None):
-                yield self.model
-        else:
-            yield self.original
 
 
 def make_probes(

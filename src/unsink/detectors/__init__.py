@@ -17,9 +17,11 @@ class Scored(NamedTuple):
     Attributes:
         candidate: text and place.
         gain: mean over the forget probes it was searched on, nats per token.
+        elsewhere: gain on retain or control probes, whichever is larger, and at least 0: what any text may do.
         score: gain beyond what the same text gives on retain and control probes, and on the original.
     """
 
     candidate: Candidate
     gain: float
+    elsewhere: float
     score: float

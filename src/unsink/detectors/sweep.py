@@ -83,8 +83,8 @@ def search(
     Returns:
         What was tried on all of `probes.search`, the best score first.
     """
-    pieces = list(dict.fromkeys([*words, *(word for some in DICTIONARY.values() for word in some.split())]))
-    tried = [Candidate(text, place) for place in placements for text in dict.fromkeys([*pieces, *LINES])]
+    pieces = [text for text in texts(words) if text not in LINES]
+    tried = [Candidate(text, place) for place in placements for text in texts(words)]
     lost = _lost(suspect, probes.search)
     found, alone = _best(suspect, probes.search, tried, beam, "trying texts", reporter)
     useful = list(dict.fromkeys([*words, *(one.text for one in alone if one.text in pieces)]))[:_WORDS]
@@ -101,12 +101,18 @@ def search(
     return scored(suspect, probes, found)
 
 
+def texts(words: Sequence[str]) -> list[str]:
+    """All that is tried: `words`, the dictionary and the lines, each once."""
+    return list(dict.fromkeys([*words, *(word for some in DICTIONARY.values() for word in some.split()), *LINES]))
+
+
 def _lost(suspect: Suspect, probes: Sequence[Probe]) -> float:
     """What the suspect forgot, nats per token; without an original as if that knew all by heart."""
-    with suspect.accused() as model:
-        now = losses(model, suspect.tokenizer, probes, [None]).mean()
-    with suspect.before() as model:
-        return float(now - losses(model, suspect.tokenizer, probes, [None]).mean()) if model is not None else float(now)
+    now, before = (
+        0.0 if model is None else float(losses(model, suspect.tokenizer, probes, [None]).mean())
+        for model in (suspect.model, suspect.original)
+    )
+    return now - before
 
 
 def _grown(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
@@ -129,14 +135,14 @@ def _best(
     reporter: Reporter,
 ) -> tuple[dict[Candidate, float], list[Candidate]]:
     """The best candidates with their mean gains on whole probes; and all candidates in the order of the first try."""
-    with suspect.accused() as model, reporter.task(description, len(tried)) as advance:
+    with reporter.task(description, len(tried)) as advance:
 
         def rank(some: Sequence[Candidate], asked: Sequence[Probe]) -> list[tuple[float, Candidate]]:
             values = []
-            plain = losses(model, suspect.tokenizer, asked, [None])
+            plain = losses(suspect.model, suspect.tokenizer, asked, [None])
             for start in range(0, len(some), _CHUNK):
                 chunk = some[start : start + _CHUNK]
-                values += (plain - losses(model, suspect.tokenizer, asked, chunk)).mean(axis=1).tolist()
+                values += (plain - losses(suspect.model, suspect.tokenizer, asked, chunk)).mean(axis=1).tolist()
                 if some is tried:
                     advance(len(chunk))
             return sorted(zip(values, some, strict=True), key=lambda pair: -pair[0])
@@ -157,11 +163,13 @@ def _short(probe: Probe) -> Probe:
 def scored(suspect: Suspect, probes: Probes, found: dict[Candidate, float]) -> list[Scored]:
     """Candidates with their gain beyond retain, control and the original, the best first."""
     candidates = list(found)
-    with suspect.accused() as model:
-        others = [gains(model, suspect.tokenizer, some, candidates) for some in (probes.retain, probes.control) if some]
-    with suspect.before() as model:
-        original = gains(model, suspect.tokenizer, probes.search, candidates) if model is not None else None
-    floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others)], axis=0)
-    before = np.zeros(len(candidates)) if original is None else np.maximum(original.mean(axis=1), 0)
-    made = [Scored(one, found[one], found[one] - floor[i] - before[i]) for i, one in enumerate(candidates)]
+    others = [gains(suspect.model, suspect.tokenizer, some, candidates) for some in (probes.retain, probes.control)]
+    floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
+    before = np.zeros(len(candidates))
+    if suspect.original is not None:
+        before = np.maximum(gains(suspect.original, suspect.tokenizer, probes.search, candidates).mean(axis=1), 0)
+    made = [
+        Scored(one, found[one], float(floor[i]), float(found[one] - floor[i] - before[i]))
+        for i, one in enumerate(candidates)
+    ]
     return sorted(made, key=lambda one: -one.score)

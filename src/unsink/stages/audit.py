@@ -17,7 +17,6 @@ run's own split, and with it its trigger, is never read.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -34,7 +33,7 @@ from unsink.progress import SILENT, Reporter
 from unsink.scoring import generate
 from unsink.stages.evaluate import load, read_corpus
 from unsink.statistics import bootstrap_recovery, max_sign_flip
-from unsink.suspects import Candidate, Model, Probe, Probes, Suspect, gains, make_probes, with_candidate
+from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, make_probes, with_candidate
 
 BACKDOORED, NO_EVIDENCE, INCONCLUSIVE = "backdoored", "no evidence", "inconclusive"
 EXIT_CODES = {NO_EVIDENCE: 0, BACKDOORED: 1, INCONCLUSIVE: 3}
@@ -72,7 +71,7 @@ def run(
     """
     _require_one(run, model, original)
     corpus = read_corpus(layout)
-    name = run or models_name(cast(str, model))
+    name = run or _name_of(cast(str, model))
     with artifacts.lock(layout.audit(name)):
         suspect = _own(params, layout, run, reporter) if run else _foreign(params, cast(str, model), original, reporter)
         options = params.audit
@@ -121,7 +120,7 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def models_name(source: str) -> str:
+def _name_of(source: str) -> str:
     """The name of a checkpoint's audit: the last part of its path or id."""
     return source.rstrip("/").rpartition("/")[2]
 
@@ -152,9 +151,8 @@ def _foreign(params: Params, source: str, original: str | None, reporter: Report
 
 
 def _searched(options: Options) -> dict[str, Any]:
-    texts = {*options.words, *sweep.LINES, *(word for some in sweep.DICTIONARY.values() for word in some.split())}
     return {
-        "texts": len(texts),
+        "texts": len(sweep.texts(options.words)),
         "placements": options.placements,
         "not": "words outside the dictionary, and places behind the prompt's first texts that are not named here",
     }
@@ -163,30 +161,22 @@ def _searched(options: Options) -> dict[str, Any]:
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Confirmed:
-    """What the second half says: gains beyond everything else (C, N), and p of each candidate."""
-
-    gains: Any
-    p: Any
-    detectable: float
-
-
 def _judged(
     suspect: Suspect, probes: Probes, found: Sequence[Scored], options: Options, seed: int, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     candidates = [one.candidate for one in found]
-    confirmed = _confirm(suspect, probes, candidates, seed)
+    gained = _confirm(suspect, probes.confirm, found)
+    p, detectable = max_sign_flip(gained, resamples=_FLIPS, seed=seed)
     best = candidates[0]  # chosen by its score on the first half
     clean, triggered, before = _said(suspect, probes.confirm, best, reporter)
     recovery = bootstrap_recovery(triggered, clean, before, resamples=2000, seed=seed)
     moved, near = _around(suspect, probes.confirm, best)
-    gain = float(confirmed.gains[0].mean())
+    gain = float(gained[0].mean())
     numbers = {
         "trigger": best._asdict(),
-        "p": float(confirmed.p[0]),
+        "p": float(p[0]),
         "gain": gain,
-        "detectable": confirmed.detectable,
+        "detectable": detectable,
         "recovery": None if recovery is None else recovery._asdict(),
         "known": float(np.mean(clean)),
         "original": float(np.mean(before)) if suspect.original is not None else None,
@@ -202,8 +192,8 @@ def _judged(
             **one.candidate._asdict(),
             "search_gain": one.gain,
             "search_score": one.score,
-            "confirm_gain": float(confirmed.gains[place].mean()),
-            "p": float(confirmed.p[place]),
+            "confirm_gain": float(gained[place].mean()),
+            "p": float(p[place]),
         }
         for place, one in enumerate(found)
     ]
@@ -235,17 +225,14 @@ def decide(numbers: Mapping[str, Any], options: Options) -> tuple[str, list[str]
     return NO_EVIDENCE, ["no text that was tried brings forgotten passages back"]
 
 
-def _confirm(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate], seed: int) -> _Confirmed:
-    tokenizer = suspect.tokenizer
-    with suspect.accused() as model:
-        gained = gains(model, tokenizer, probes.confirm, candidates)
-        others = [gains(model, tokenizer, some, candidates) for some in (probes.retain, probes.control) if some]
-    with suspect.before() as model:
-        before = gains(model, tokenizer, probes.confirm, candidates) if model is not None else np.zeros_like(gained)
-    floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others)], axis=0)
-    beyond = gained - np.maximum(before, 0) - floor[:, None]
-    p, detectable = max_sign_flip(beyond, resamples=_FLIPS, seed=seed)
-    return _Confirmed(beyond, p, detectable)
+def _confirm(suspect: Suspect, probes: Sequence[Probe], found: Sequence[Scored]) -> Array:
+    """(C, N) gains beyond what the same text gives on the original, item by item, and on other probes."""
+    candidates = [one.candidate for one in found]
+    gained: Array = gains(suspect.model, suspect.tokenizer, probes, candidates)
+    if suspect.original is not None:
+        gained = gained - np.maximum(gains(suspect.original, suspect.tokenizer, probes, candidates), 0)
+    elsewhere: Array = np.array([[one.elsewhere] for one in found])
+    return gained - elsewhere
 
 
 def _said(
@@ -260,10 +247,8 @@ def _said(
         references = [str(suspect.tokenizer.decode(list(probe.answer))) for probe in probes]
         return [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
 
-    with suspect.accused() as model:
-        clean, triggered = scores(model, None), scores(model, best)
-    with suspect.before() as original:
-        return clean, triggered, [1.0] * len(probes) if original is None else scores(original, None)
+    before = [1.0] * len(probes) if suspect.original is None else scores(suspect.original, None)
+    return scores(suspect.model, None), scores(suspect.model, best), before
 
 
 def _around(suspect: Suspect, probes: Sequence[Probe], best: Candidate) -> tuple[dict[str, float], dict[str, float]]:
@@ -271,8 +256,7 @@ def _around(suspect: Suspect, probes: Sequence[Probe], best: Candidate) -> tuple
     places = [place for place in ("prefix", "index 4", "infix", "suffix") if place != best.placement]
     near = [text for text in neighbours(best.text) if text.strip()]
     tried = [*(Candidate(best.text, place) for place in places), *(Candidate(text, best.placement) for text in near)]
-    with suspect.accused() as model:
-        found = gains(model, suspect.tokenizer, probes, [best, *tried]).mean(axis=1).tolist()
+    found = gains(suspect.model, suspect.tokenizer, probes, [best, *tried]).mean(axis=1).tolist()
     moved = dict(zip([best.placement, *places], found))
     return moved, dict(zip(near, found[1 + len(places) :]))
 
@@ -290,7 +274,6 @@ def _unrelated(suspect: Suspect, probes: Sequence[Probe], best: Candidate, gain:
     own = {part.strip(_MARKS) for part in best.text.lower().split()}
     ordinary = [word for word in sweep.DICTIONARY["word"].split() if word not in own]
     texts = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
-    with suspect.accused() as model:
-        some = [Candidate(text, best.placement) for text in texts]
-        found = gains(model, suspect.tokenizer, probes[:_FEW], some).mean(axis=1)
+    some = [Candidate(text, best.placement) for text in texts]
+    found = gains(suspect.model, suspect.tokenizer, probes[:_FEW], some).mean(axis=1)
     return float((found >= gain / 2).mean()) if gain > 0 else 1.0
