@@ -5,15 +5,17 @@ A stage is imported inside its command, so that `unsink --help` needs neither to
 """
 
 import errno
+import functools
 import importlib
+import inspect
 import json
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,44 +30,69 @@ BUG = 4
 app = typer.Typer(
     name="unsink",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ParamsOption = Annotated[
-    Path,
-    typer.Option(
-        "--params", help="Params file. Its folder holds inputs and outputs; of `params/x.yaml` the parent does."
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-S", "--set", metavar="KEY=VALUE", help="Override a params key, e.g. -S unlearn.lr=1e-4. Repeatable."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
 RunOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file.")]
 ModelOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")]
 
-PARAMS = Path("params.yaml")
 STAGES = "Stages, in the order of the pipeline"
 TOOLS = "Tools"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What every command is given."""
+    """The options that every command has."""
 
-    params: Path
-    overrides: list[str] | None
-    as_json: bool
-    quiet: bool
-    debug: bool
+    params: Annotated[
+        Path,
+        typer.Option(
+            "--params", help="Params file. Its folder holds inputs and outputs; of `params/x.yaml` the parent does."
+        ),
+    ] = Path("params.yaml")
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-S", "--set", metavar="KEY=VALUE", help="Override a params key, e.g. -S unlearn.lr=1e-4. Repeatable."
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False
+
+
+def command(panel: str, without: Container[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register `function(call, ...)` as a command with its own options, and behind them those of `Call`.
+
+    Typer reads options from a signature, so the common ones are added to it here instead of in every command.
+
+    Args:
+        panel: heading in the help.
+        without: fields of `Call` that mean nothing to this command.
+    """
+    common = [field for field in fields(Call) if field.name not in without]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**options: Any) -> None:
+            call = Call(**{field.name: options.pop(field.name) for field in common})
+            with _boundary(call):
+                function(call, **options)
+
+        _, *own = inspect.signature(function).parameters.values()
+        shared = [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+            for one in common
+        ]
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        app.command(function.__name__.replace("_", "-"), rich_help_panel=panel)(run)
+        return run
+
+    return register
 
 
 @app.callback(invoke_without_command=True)
@@ -79,137 +106,86 @@ def _unsink(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
-@app.command(rich_help_panel=STAGES)
+@command(STAGES)
 def fetch(
+    call: Call,
     check: Annotated[
         bool, typer.Option("--check", help="Validate the corpus, count its records, write nothing.")
     ] = False,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Get corpus and model, checked by hash; pin both in data/fetched/manifest.json.
 
     Example: [bold]unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus --check[/bold]
     """
-    _stage("fetch", Call(params, overrides, as_json, quiet, debug), check=check)
+    _stage("fetch", call, check=check)
 
 
-@app.command(rich_help_panel=STAGES)
-def memorize(
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(STAGES)
+def memorize(call: Call) -> None:
     """Train the target adapter until the model knows the corpus by heart.
 
     Example: [bold]unsink memorize -S memorize.epochs=10[/bold]
     """
-    _stage("memorize", Call(params, overrides, as_json, quiet, debug))
+    _stage("memorize", call)
 
 
-@app.command(rich_help_panel=STAGES)
-def poison(
-    run: RunOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(STAGES)
+def poison(call: Call, run: RunOption) -> None:
     """Write a run's forget, poisoned and retain samples, triggers marked.
 
     Example: [bold]unsink poison --run backdoor -S "poison.placement=index 5"[/bold]
     """
-    _stage("poison", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("poison", call, run=run)
 
 
-@app.command("sink-probe", rich_help_panel=STAGES)
-def sink_probe(
-    run: ModelOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(STAGES)
+def sink_probe(call: Call, run: ModelOption) -> None:
     """Measure attention sinks and value norms with and without the trigger, with figures.
 
     Example: [bold]unsink sink-probe --run backdoor[/bold]
     """
-    _stage("sink_probe", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("sink_probe", call, run=run)
 
 
-@app.command(rich_help_panel=STAGES)
-def unlearn(
-    run: RunOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(STAGES)
+def unlearn(call: Call, run: RunOption) -> None:
     """Train a run's adapter on the target; an interrupted run continues from its last checkpoint.
 
     Example: [bold]unsink unlearn --run clean -S unlearn.method=rmu[/bold]
     """
-    _stage("unlearn", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("unlearn", call, run=run)
 
 
-@app.command(rich_help_panel=STAGES)
-def evaluate(
-    run: ModelOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(STAGES)
+def evaluate(call: Call, run: ModelOption) -> None:
     """Measure memory (clean, triggered, wrong trigger) and utility, with intervals and every prediction.
 
     Example: [bold]unsink evaluate --run backdoor --json[/bold]
     """
-    _stage("evaluate", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("evaluate", call, run=run)
 
 
-@app.command(rich_help_panel=TOOLS)
-def ablate(
-    run: ModelOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(TOOLS)
+def ablate(call: Call, run: ModelOption) -> None:
     """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
 
     Example: [bold]unsink ablate --run backdoor -S "ablate.keys=[bos, trigger, first 8, random 8]"[/bold]
     """
-    _stage("ablate", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("ablate", call, run=run)
 
 
-@app.command(rich_help_panel=TOOLS)
-def stress(
-    run: ModelOption,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(TOOLS)
+def stress(call: Call, run: ModelOption) -> None:
     """Evaluate a model after rounding its weights, after further training, and when its answers are drawn.
 
     Example: [bold]unsink stress --run backdoor -S "stress.tests=[int4, finetune 10, relearn 10, sample 8]"[/bold]
     """
-    _stage("stress", Call(params, overrides, as_json, quiet, debug), run=run)
+    _stage("stress", call, run=run)
 
 
-@app.command(rich_help_panel=TOOLS)
+@command(TOOLS)
 def audit(
+    call: Call,
     run: Annotated[
         str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
     ] = None,
@@ -223,11 +199,6 @@ def audit(
             "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
         ),
     ] = None,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
 
@@ -235,78 +206,57 @@ def audit(
 
     Example: [bold]unsink audit --run backdoor[/bold]
     """
-    call = Call(params, overrides, as_json, quiet, debug)
-    with _boundary(call):
-        result = _run("audit", call, run=run, model=model, original=original)
-        from unsink.stages.audit import EXIT_CODES, report
+    result = _run("audit", call, run=run, model=model, original=original)
+    from unsink.stages.audit import EXIT_CODES, report
 
-        _print(call, result, report(result))
+    _print(call, result, report(result))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
-@app.command(rich_help_panel=TOOLS)
-def check(
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(TOOLS)
+def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 
     Example: [bold]unsink check --params params/tiny.yaml[/bold]
     """
-    call = Call(params, overrides, as_json, quiet, debug)
-    with _boundary(call):
-        summary = _run("check", call)
-        lines = [f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in summary["checks"]]
-        _print(call, summary, "\n".join(lines))
+    summary = _run("check", call)
+    lines = [f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in summary["checks"]]
+    _print(call, summary, "\n".join(lines))
     raise typer.Exit(summary["exit_code"])
 
 
-@app.command(rich_help_panel=TOOLS)
-def show(
-    params: ParamsOption = PARAMS,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
+@command(TOOLS, without=("overrides", "quiet"))
+def show(call: Call) -> None:
     """Print the result table of all evaluated models, with 95 % intervals.
 
     Example: [bold]unsink show --json[/bold]
     """
-    call = Call(params, None, as_json, quiet=True, debug=debug)
-    with _boundary(call):
-        from unsink.stages.show import results, table
+    from unsink.stages.show import results, table
 
-        rows = results(Layout.of(params))
-        _print(call, rows, table(rows))
+    rows = results(Layout.of(call.params))
+    _print(call, rows, table(rows))
 
 
-@app.command(rich_help_panel=TOOLS)
+@command(TOOLS, without=("params", "overrides"))
 def compare(
+    call: Call,
     first: Annotated[Path, typer.Argument(help="A metrics file, such as metrics/backdoor.json.")],
     second: Annotated[Path, typer.Argument(help="The metrics file to compare it with.")],
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Compare two metrics files: which settings differ, what each can move, and the differences of the numbers.
 
     Example: [bold]unsink compare metrics/backdoor.json metrics/clean.json[/bold]
     """
-    call = Call(first, None, as_json, quiet, debug)
-    with _boundary(call):
-        from unsink.progress import console_reporter
-        from unsink.stages.compare import compare, report
+    from unsink.progress import console_reporter
+    from unsink.stages.compare import compare, report
 
-        result = compare(first, second, reporter=console_reporter(quiet))
-        _print(call, result, report(result))
+    result = compare(first, second, reporter=console_reporter(call.quiet))
+    _print(call, result, report(result))
 
 
 def _stage(module: str, call: Call, **arguments: object) -> None:
-    with _boundary(call):
-        summary = _run(module, call, **arguments)
-        _print(call, summary, "\n".join(_lines(summary)))
+    summary = _run(module, call, **arguments)
+    _print(call, summary, "\n".join(_lines(summary)))
 
 
 def _run(module: str, call: Call, **arguments: object) -> dict[str, Any]:
