@@ -165,6 +165,36 @@ def evaluate(call: Call, run: ModelOption) -> None:
     _stage("evaluate", call, run=run)
 
 
+@command(TOOLS, without=("params", "overrides", "quiet"))
+def init(
+    call: Call,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")],
+    template: Annotated[
+        str, typer.Option("--template", help="Which params: default, tiny, or a row of the paper such as books-npo.")
+    ] = "default",
+) -> None:
+    """Make a project in DIR: params.yaml, dvc.yaml, and the settings of DVC and git. For those who have no clone.
+
+    Example: [bold]unsink init my-project --template tiny[/bold]
+    """
+    from unsink.stages.init import report, run
+
+    result = run(folder, template)
+    _print(call, result, report(result))
+
+
+@command(TOOLS, without=("overrides", "quiet"))
+def code(call: Call) -> None:
+    """Hash the installed code of each stage into code.json; projects made by `unsink init` do so in `dvc repro`.
+
+    Example: [bold]unsink code[/bold]
+    """
+    from unsink.stages.code import run
+
+    hashes = run(Layout.of(call.params))
+    _print(call, hashes, "\n".join(_lines(hashes)))
+
+
 @command(TOOLS)
 def ablate(call: Call, run: ModelOption) -> None:
     """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
