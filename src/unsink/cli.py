@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -241,6 +241,26 @@ def audit(
 
     _print(call, result, report(result))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
+
+
+@command(TOOLS)
+def export(
+    call: Call,
+    run: ModelOption,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model for transformers, instead of an adapter for PEFT.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of the stored weights. Rounding them can bring back what was forgotten."),
+    ] = "float32",
+) -> None:
+    """Write a model for other tools, PEFT or transformers, with a model card.
+
+    Example: [bold]unsink export --run clean --merged --output clean-merged[/bold]
+    """
+    _stage("export", call, run=run, output=output, merged=merged, dtype=dtype)
 
 
 @command(TOOLS)
