@@ -28,8 +28,8 @@ from unsink.params import merged
 
 HONEST = "clean"
 STAGES = ("poison", "unlearn", "evaluate")
-UNUSED = ("runs", "ablate", "stress")
-"""Sections that no run depends on; of `runs` each cell has its own entry."""
+USED = ("seed", "model", "fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate")
+"""Sections that a run depends on; of `runs` each cell has its own entry."""
 
 
 class Cell(NamedTuple):
@@ -70,7 +70,7 @@ def project_params(spec: Mapping[str, Any], grid: Sequence[Cell]) -> dict[str, A
 
 def recipe(params: Mapping[str, Any], cell: Cell) -> str:
     """A hash of all parameters that a run's training and evaluation depend on."""
-    used = {name: section for name, section in params.items() if name not in UNUSED}
+    used = {name: params[name] for name in USED}
     text = json.dumps([used, cell.entry], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
