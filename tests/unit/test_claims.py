@@ -76,6 +76,16 @@ def test_another_recipe_is_another_run() -> None:
     assert claims.recipe(params, cell) != claims.recipe({**params, "unlearn": {"steps": 8}}, cell)
 
 
+def test_an_axis_of_tests_gives_a_run_several_lines_and_the_tests_their_params() -> None:
+    spec = {**SPEC, "axes": {"place": SPEC["axes"]["place"], "test": {"none": None, "int4": None}}}
+    [cell, *others] = claims.cells(spec)
+    assert (cell.name, len(others)) == ("prefix-s0", 3)
+    assert claims.names(spec, cell) == {
+        "prefix-s0-none": {"place": "prefix", "test": "none"}, "prefix-s0-int4": {"place": "prefix", "test": "int4"},
+    }  # fmt: skip
+    assert claims.project_params(spec, [cell])["stress"]["tests"] == ["int4"]
+
+
 def test_a_section_of_another_tool_makes_no_run_another() -> None:
     [cell, *_] = claims.cells(SPEC)
     params = claims.project_params(SPEC, [cell])
@@ -87,7 +97,8 @@ def test_what_was_measured_is_of_the_present_parameters(path: Path) -> None:
     spec = yaml.safe_load(path.read_text())
     grid = claims.cells(spec)
     params = claims.project_params(spec, grid)
-    present = {cell.name: claims.recipe(params, cell) for cell in grid}
+    tested = claims.TEST in spec["axes"]
+    present = {name: claims.recipe(params, cell, tested) for cell in grid for name in claims.names(spec, cell)}
     assert {line["name"]: line["recipe"] for line in claims.lines(path.stem)}.items() <= present.items()
 
 
