@@ -131,6 +131,7 @@ BROKEN: dict[str, tuple[Callable[[Layout], Any], str]] = {
         lambda at: rewrite(at.metrics("clean"), lambda m: {**m, f"{METRIC}_high": float("inf")}),
         "not finite numbers",
     ),
+    "too large": (lambda at: rewrite(at.metrics("clean"), lambda m: {**m, METRIC: 10**400}), "not finite numbers"),
     "no interval at all": (
         lambda at: rewrite(at.metrics("clean"), lambda m: {**m, f"{METRIC}_low": 0.9}),
         "the interval ends (0.1",

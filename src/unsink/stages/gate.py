@@ -5,9 +5,9 @@ both sides have predictions. What is missing, not a number, or made under other 
 the other gates are looked at all the same.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args
@@ -22,6 +22,7 @@ from unsink.registry import suggest
 from unsink.revisions import export
 from unsink.statistics import Interval, unpaired
 
+_LARGEST = sys.float_info.max  # neither nan nor a whole number that no float can hold is below it
 _BASELINE = ("metrics", "settings", "predictions")
 
 
@@ -246,7 +247,7 @@ def _of_audit(verdict: Mapping[str, Any], metric: str, check: Check) -> Interval
 
 
 def _finite(where: str, *numbers: Any) -> Interval:
-    if not all(type(number) in (int, float) and isfinite(number) for number in numbers):
+    if not all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers):
         raise DataError(f"{where} is {', '.join(map(str, numbers[:3]))}, not finite numbers")
     mean, low, high, n = numbers
     if low > high:
