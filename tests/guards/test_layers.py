@@ -11,6 +11,7 @@ LAYERS = (
     ("registry", "progress", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
+    ("evaluated", "revisions", "gates", "gate_reports"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources"),
     ("models", "probe"),
     ("forward",),
