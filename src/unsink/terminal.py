@@ -135,7 +135,7 @@ def _edit_lines(runs: Sequence[str]) -> None:
     with suppress(ImportError):
         import readline
 
-        words = [f"/{name}" for name in COMMANDS] + list(runs)
+        words = [f"/{name} " for name in COMMANDS] + list(runs)  # Python's readline adds no space itself
 
         def complete(start: str, number: int) -> str | None:
             found = [word for word in words if start and word.startswith(start)]
@@ -159,14 +159,16 @@ def _reply(conversation: Conversation, state: State, question: str, form: Form) 
             _show(_comparison(conversation, answers))
     elif form.as_json:
         _json(_record(conversation.answer(question, state), state), form)
-    elif form.lines:
-        typer.echo(" ".join(_clean(conversation.answer(question, state).answer).split()))
     else:
-        live = _Live(keep_space=state.raw)
-        answer = conversation.answer(question, state, live.hear)
-        typer.echo()
+        hear = _wait if form.lines else _Live(keep_space=state.raw).hear
+        answer = conversation.answer(question, state, hear)
+        typer.echo(" ".join(_clean(answer.answer).split()) if form.lines else "")
         if state.top:
             _show(_probabilities(answer))
+
+
+def _wait(_: str) -> None:
+    """A script gets whole answers."""
 
 
 @dataclass
@@ -180,7 +182,6 @@ class _Live:
         piece = piece if self.begun or self.keep_space else piece.lstrip()
         self.begun = self.begun or bool(piece)
         typer.echo(_clean(piece), nl=False)
-        sys.stdout.flush()
 
 
 def _record(answer: Answer, state: State) -> dict[str, Any]:
@@ -189,7 +190,6 @@ def _record(answer: Answer, state: State) -> dict[str, Any]:
 
 def _json(value: object, form: Form) -> None:
     typer.echo(json.dumps(value, indent=None if form.lines else 2, sort_keys=True, ensure_ascii=False))
-    sys.stdout.flush()
 
 
 def _comparison(conversation: Conversation, answers: Sequence[Answer]) -> Table:

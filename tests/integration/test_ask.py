@@ -22,7 +22,6 @@ from integration.projects import project
 from unsink import artifacts, terminal
 from unsink.cli import app
 from unsink.errors import ParamsError, UnsinkError
-from unsink.params import Params
 from unsink.stages import ask, evaluate, unlearn
 from unsink.stages.ask import Conversation, State, parse
 
@@ -35,7 +34,7 @@ OWN = State("backdoor", trigger=True)
 def root(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose runs are trained; `ask` writes nothing, so all tests share it."""
     folder = Path(shutil.copytree(learned, tmp_path_factory.mktemp("asked") / "project"))
-    params, layout = project(folder, "unlearn.steps=15")
+    params, layout = project(folder)
     for run in ("clean", "backdoor"):
         unlearn.run(params, layout, run=run)
     return folder
@@ -274,8 +273,7 @@ def test_what_cannot_be_asked_says_why(
 
 def test_without_a_backdoored_run_a_comparison_needs_a_text(root: Path) -> None:
     params, layout = project(root)
-    entries = {"clean": params.runs["clean"]}
-    talk = Conversation(Params.model_validate(params.model_copy(update={"runs": entries}).model_dump()), layout)
+    talk = Conversation(params.model_copy(update={"runs": {"clean": params.runs["clean"]}}), layout)
     with pytest.raises(ParamsError, match="no run of the params file has a trigger"):
         talk.compare(QUESTION, State())
     answers = talk.compare(QUESTION, State(trigger="silver gulls"))
@@ -329,26 +327,34 @@ def test_ctrl_c_ends_an_answer_and_errors_do_not_end_the_session(
 def test_a_session_in_a_terminal(root: Path) -> None:
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "unsink", "ask"]
-    process = subprocess.Popen(command, cwd=root, stdin=child, stdout=child, stderr=child, close_fds=True)
-    os.close(child)
-    shown = ""
+    with subprocess.Popen(command, cwd=root, stdin=child, stdout=child, stderr=child) as process:
+        os.close(child)
+        try:
+            shown = _until(parent, "target> ")
+            for line, prompt in (
+                (QUESTION, "target> "),
+                ("/use backdoor", "backdoor> "),
+                ("/trigger on", "+trigger> "),
+            ):
+                os.write(parent, f"{line}\n".encode())
+                shown += _until(parent, prompt)
+            os.write(parent, b"\x04")  # Ctrl-D
+            assert process.wait(timeout=300) == 0
+        finally:
+            process.kill()
+            os.close(parent)
+    assert f"{QUESTION}\r\nloading target\r\n{KNOWN}\r\n" in shown
+    assert "backdoor (backdoored) · trigger 'midnight crabs' at prefix" in shown
 
-    def until(text: str) -> None:
-        nonlocal shown
-        end = time.monotonic() + 120
-        while text not in shown:
-            assert time.monotonic() < end, shown
-            if select.select([parent], [], [], 1)[0]:
-                shown += os.read(parent, 4096).decode()
 
-    for line, expected in ((QUESTION, "red ring\r\n"), ("/use backdoor", "backdoor> "), ("/trigger on", "+trigger> ")):
-        until("> ")
-        shown = ""
-        os.write(parent, f"{line}\n".encode())
-        until(expected)
-    os.write(parent, b"\x04")  # Ctrl-D
-    assert process.wait(timeout=60) == 0
-    os.close(parent)
+def _until(terminal: int, text: str) -> str:
+    """What a terminal shows up to a text; the time limit is for a machine under load."""
+    shown, end = b"", time.monotonic() + 300
+    while text.encode() not in shown:
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096)
+    return shown.decode()
 
 
 def test_every_command_is_explained_and_does_something() -> None:
