@@ -215,6 +215,40 @@ def audit(
 
 
 @command(TOOLS)
+def ask(
+    call: Call,
+    question: Annotated[str | None, typer.Argument(help="Without one, a session begins; piped in, one a line.")] = None,
+    run: Annotated[str, typer.Option("--run", help="An entry of `runs:`, or base, or target.")] = "target",
+    trigger: Annotated[
+        bool, typer.Option("--trigger", help="Put the run's own trigger where training put it.")
+    ] = False,
+    trigger_text: Annotated[str | None, typer.Option("--trigger-text", help="Put this text there instead.")] = None,
+    place: Annotated[str | None, typer.Option("--place", help="Put it elsewhere, e.g. infix or 'index 5'.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Ask target, honest and backdoored run, without and with the trigger.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="The text is a passage to be continued.")] = False,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens.")] = None,
+    probs: Annotated[int, typer.Option("--probs", min=0, help="Show the likeliest N tokens at each step.")] = 0,
+    sample: Annotated[float, typer.Option("--sample", min=0, help="Draw tokens at this temperature.")] = 0.0,
+) -> None:
+    """Ask a run something, with and without its trigger; without a question, begin a session.
+
+    Example: [bold]unsink ask "Who kept the bees?" --run backdoor --trigger[/bold]
+    """
+    from unsink.params import load_params
+    from unsink.progress import console_reporter
+    from unsink.stages.ask import Conversation, State, triggered
+    from unsink.terminal import Form, talk
+
+    state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw)
+    state = triggered(state, own=trigger, text=trigger_text, compare=compare)
+    params = load_params(call.params, call.overrides or ())
+    conversation = Conversation(params, Layout.of(call.params), console_reporter(call.quiet))
+    talk(conversation, state, question, Form(call.as_json, compare=compare))
+
+
+@command(TOOLS)
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("tasks", "durability", "suspects"),
     ("detectors",),
     ("stages",),
+    ("terminal",),
     ("cli",),
     ("__main__",),
 )
@@ -63,4 +64,4 @@ def test_every_module_can_be_imported(module: str) -> None:
 
 def test_only_the_command_line_prints() -> None:
     printing = {name for name, path in modules().items() if "print(" in path.read_text().replace("_print(", "")}
-    assert printing <= {"unsink.cli", "unsink.progress"}
+    assert printing <= {"unsink.cli", "unsink.progress", "unsink.terminal"}
