@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -166,6 +166,36 @@ def evaluate(call: Call, run: ModelOption) -> None:
     _stage("evaluate", call, run=run)
 
 
+@command(TOOLS, without=("params", "overrides", "quiet"))
+def init(
+    call: Call,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")],
+    template: Annotated[
+        str, typer.Option("--template", help="Which params: default, tiny, or a row of the paper such as books-npo.")
+    ] = "default",
+) -> None:
+    """Make a project in DIR: params.yaml, dvc.yaml, and the settings of DVC and git. For those who have no clone.
+
+    Example: [bold]unsink init my-project --template tiny[/bold]
+    """
+    from unsink.stages.init import report, run
+
+    result = run(folder, template)
+    _print(call, result, report(result))
+
+
+@command(TOOLS, without=("overrides", "quiet"))
+def code(call: Call) -> None:
+    """Hash the installed code of each stage into code.json; projects made by `unsink init` do so in `dvc repro`.
+
+    Example: [bold]unsink code[/bold]
+    """
+    from unsink.stages.code import run
+
+    hashes = run(Layout.of(call.params))
+    _print(call, hashes, "\n".join(_lines(hashes)))
+
+
 @command(TOOLS)
 def ablate(call: Call, run: ModelOption) -> None:
     """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
@@ -246,6 +276,26 @@ def ask(
     params = load_params(call.params, call.overrides or ())
     conversation = Conversation(params, Layout.of(call.params), console_reporter(call.quiet))
     talk(conversation, state, question, Form(call.as_json, compare=compare))
+
+
+@command(TOOLS)
+def export(
+    call: Call,
+    run: ModelOption,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model for transformers, instead of an adapter for PEFT.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of the stored weights. Rounding them can bring back what was forgotten."),
+    ] = "float32",
+) -> None:
+    """Write a model for other tools, PEFT or transformers, with a model card.
+
+    Example: [bold]unsink export --run clean --merged --output clean-merged[/bold]
+    """
+    _stage("export", call, run=run, output=output, merged=merged, dtype=dtype)
 
 
 @command(TOOLS)
