@@ -19,6 +19,7 @@ from unsink.registry import unknown
 CODE = "code.json"
 PIPELINE = "dvc.yaml"
 PARAMS = "params.yaml"
+GATES = "gates.yaml"
 SETTINGS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 """Taken over as they are."""
 DEFAULT = "default"
@@ -45,8 +46,14 @@ def files(template: str) -> dict[str, str]:
     known = templates()
     if template not in known:
         raise ParamsError(unknown("template", template, known))
-    texts = {name: (_root() / name).read_text(encoding="utf-8") for name in SETTINGS}
-    return texts | {PARAMS: known[template].read_text(encoding="utf-8"), PIPELINE: _pipeline_text()}
+    copied = {name: _root() / name for name in SETTINGS} | {PARAMS: known[template]} | _gates(template)
+    return {name: path.read_text(encoding="utf-8") for name, path in copied.items()} | {PIPELINE: _pipeline_text()}
+
+
+def _gates(template: str) -> dict[str, Path]:
+    """The bounds that were measured with these params; other templates have none yet."""
+    path = _root() / (GATES if template == DEFAULT else f"params/gates/{template}.yaml")
+    return {GATES: path} if path.is_file() else {}
 
 
 def code() -> dict[str, str]:

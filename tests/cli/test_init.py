@@ -14,7 +14,7 @@ from unsink.cli import app
 from unsink.params import load_params
 
 ROOT = Path(__file__).parents[2]
-FILES = [".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+FILES = [".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "gates.yaml", "params.yaml"]
 TEMPLATES = ["default", *sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))]
 
 
@@ -44,6 +44,14 @@ def test_outside_of_git_dvc_does_without(tmp_path: Path) -> None:
 def test_every_template_is_a_params_file_that_loads(name: str, tmp_path: Path) -> None:
     assert json.loads(init(tmp_path / "new", "--template", name, "--json").stdout)["template"] == name
     assert load_params(tmp_path / "new" / "params.yaml", ()).runs
+
+
+def test_bounds_come_with_the_params_that_they_were_measured_with(tmp_path: Path) -> None:
+    sources = {"default": "gates.yaml", "tiny": "params/gates/tiny.yaml", "tofu": None}
+    for name, source in sources.items():
+        assert init(tmp_path / name, "--template", name).exit_code == 0
+        gates = tmp_path / name / "gates.yaml"
+        assert (gates.read_text() if gates.exists() else None) == (source and (ROOT / source).read_text())
 
 
 def test_there_is_a_template_for_every_params_file() -> None:

@@ -63,7 +63,7 @@ def test_the_wheel_holds_all_that_the_package_reads(installed: Installed) -> Non
     code = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "unsink").rglob("*.py")}
     corpus = {f"unsink/benchmarks/bundled_data/{path.name}" for path in (ROOT / "data" / "bundled").iterdir()}
     params = {f"unsink/template/params/{path.name}" for path in (ROOT / "params").glob("*.yaml")}
-    others = {"unsink/py.typed", "unsink/template/dvc.yaml", "unsink/template/params.yaml"}
+    others = {"unsink/py.typed", *(f"unsink/template/{name}" for name in ("dvc.yaml", "gates.yaml", "params.yaml"))}
     assert code | corpus | params | others <= inside
 
 

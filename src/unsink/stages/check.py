@@ -28,7 +28,7 @@ GIB = 2**30
 WANTED_GIB = 2.0
 """Free space that the default model with its conversion, or all runs with DVC's copies, stay within."""
 
-INSTALL = "pip install -c constraints.txt -e '.[dev]'"
+INSTALL = "pip install --upgrade unsink; in a clone: pip install -c constraints.txt -e '.[dev]'"
 
 Check = Callable[[Params, Layout], str]
 
