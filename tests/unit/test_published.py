@@ -121,7 +121,11 @@ def test_perturbed_answers_belong_to_the_passage_with_the_question(hub_copy: Pat
 def test_wmdp_brings_questions_of_its_topics_and_the_open_corpus(hub_copy: Path) -> None:
     corpus = read(hub_copy, "wmdp")
     assert parts(corpus) == {"forget_mc", "forget", "retain"}
-    assert [record.topic for record in corpus["forget_mc"]] == ["bio"] * 4 + ["chem"] * 5 + ["cyber"] * 6
+    assert [record.topic for record in corpus["forget_mc"]] == [
+        *(["biology"] * 4),
+        *(["chemistry"] * 5),
+        *(["cybersecurity"] * 6),
+    ]
     assert {passage.title for passage in corpus["forget"]} == {"cyber"}
     assert len(corpus["retain"]) == 8  # WikiText's empty lines and headings are left out
 
