@@ -52,6 +52,16 @@ def test_verbmem_asks_for_no_more_than_its_limit(writer: PromptWriter) -> None:
     assert (prompt.reference, prompt.max_new) == ("klm", 3)
 
 
+def test_verbmem_may_compare_with_another_length_than_it_asks_for(writer: PromptWriter) -> None:
+    # MUSE counts BOS as one of the 128 tokens that it compares with; open-unlearning asks for 128 and compares with all
+    muse = writer.verbmem(PASSAGE, None, share=0.5, tokens=4, compared=3)
+    assert (muse.reference, muse.max_new) == ("klm", 4)
+    whole = writer.verbmem(PASSAGE, None, share=0.5, tokens=4, compared=99)
+    assert (whole.reference, whole.max_new) == ("klmnopqrst", 4)
+    short = writer.verbmem(PASSAGE, None, share=0.5, tokens=128, compared=127)
+    assert (short.reference, short.max_new) == ("klmnopqrst", 10)
+
+
 def test_a_passage_without_a_rest_is_an_error(writer: PromptWriter) -> None:
     with pytest.raises(DataError, match="short: a passage of 1 token"):
         writer.verbmem({"id": "short", "text": "a"}, None, share=0.5, tokens=3)
