@@ -337,6 +337,10 @@ def test_bad_inputs_are_told_clearly(layout: Layout) -> None:
 def test_an_answer_without_words_is_an_error(layout: Layout) -> None:
     path = layout.fetched / "forget_qa.jsonl"
     path.write_text(path.read_text().replace("the boiler", "π"))
+    with pytest.raises(DataError, match=r"forget_qa\.jsonl:1: field 'answer': ROUGE-L compares words"):
+        evaluate.run(params(), layout, run="clean")
+    manifest = {"files": {found.name: {} for found in layout.fetched.iterdir()}, "published": True}
+    artifacts.write_json(layout.fetched / "manifest.json", manifest)  # which is taken as it is
     with pytest.raises(DataError, match="forget-q-0: ROUGE-L compares words"):
         evaluate.run(params(), layout, run="clean")
 

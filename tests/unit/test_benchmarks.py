@@ -176,6 +176,8 @@ def test_blank_lines_count_but_do_not_matter(corpus):
         ("utility", {"choices": ["1", "2", "3"]}, "field 'choices': list should have at least 4 items"),
         ("utility", {"choices": ["1", "2", "3", "1"]}, "the four choices are not different"),
         ("forget_qa", {"source": "r1"}, "source 'r1' is no id in forget.jsonl"),
+        ("forget_qa", {"answer": "π"}, "field 'answer': ROUGE-L compares words of a-z and 0-9, 'π' has none"),
+        ("retain", {"text": "Ἐν ἀρχῇ"}, "field 'text': ROUGE-L compares words"),
     ],
 )
 def test_a_bad_field_is_named_by_line(corpus, name, change, words):

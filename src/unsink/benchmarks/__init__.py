@@ -288,7 +288,7 @@ def _repeated(rows: Mapping[str, list[_Row]]) -> list[str]:
 
 
 def _careless(rows: Mapping[str, list[_Row]]) -> list[str]:
-    """What an author did not mean: questions asked twice, or without their passage, and choices that are equal."""
+    """What an author did not mean: questions twice or without their passage, equal choices, text without words."""
     return [
         *_twice([rows[name] for name in QUESTIONS], "question"),
         *_twice([rows["utility"], rows["general_qa"]], "question"),
@@ -304,6 +304,13 @@ def _careless(rows: Mapping[str, list[_Row]]) -> list[str]:
             for name in CHOICES
             for row in rows[name]
             if len(set(row.record.choices)) < len(row.record.choices)
+        ),
+        *(
+            f"{row.where}: field '{field}': ROUGE-L compares words of a-z and 0-9, {value!r:.60} has none"
+            for field, names in (("text", PASSAGES), ("answer", (*QUESTIONS, *PERTURBED)))
+            for name in names
+            for row in rows[name]
+            if not re.search("[a-z0-9]", (value := getattr(row.record, field)).lower())
         ),
     ]
 
