@@ -232,7 +232,7 @@ def _sources(corpus: tasks.Corpus) -> dict[tuple[str, str], str | None]:
 
     Passages are about themselves, and so are TOFU's questions, which have the id of theirs.
     """
-    themselves = {record["id"]: record["id"] for record in corpus["forget"]}
+    themselves = {record["id"]: record["id"] for record in corpus.get("forget", ())}
     return {
         (task, record["id"]): record.get("source") or themselves.get(record["id"])
         for task in tasks.TASKS
