@@ -61,6 +61,13 @@ def tofu() -> dict[str, Rows]:
             f"{name}_perturbed/train": [{**row, "perturbed_answer": [f"{name} {n}" for n in range(3)]} for row in facts]
             for name in ("real_authors", "world_facts")
         },
+        **{
+            f"{name}/train": [
+                {**row, **{f"option{n + 2}": f"{name} {n}" for n in range(3)}, "option1": row["answer"]}
+                for row in facts
+            ]
+            for name in ("real_authors", "world_facts")
+        },
     }
 
 

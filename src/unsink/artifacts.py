@@ -304,6 +304,8 @@ def _row(where: str, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{where}: not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is expected, got {type(row).__name__}")
     return row

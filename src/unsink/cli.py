@@ -312,13 +312,17 @@ def check(call: Call) -> None:
 
 @command(TOOLS, without=("overrides", "quiet"))
 def show(call: Call) -> None:
-    """Print the result table of all evaluated models, with 95 % intervals.
+    """Print the result table of all evaluated models, with 95 % intervals; several seeds of a run also together.
 
     Example: [bold]unsink show --json[/bold]
     """
-    from unsink.stages.show import results, table
+    from unsink.params import load_params
+    from unsink.stages.show import pooled, results, table
 
-    rows = results(Layout.of(call.params))
+    layout = Layout.of(call.params)
+    rows = results(layout)
+    if call.params.exists():
+        rows |= pooled(load_params(call.params), layout)
     _print(call, rows, table(rows))
 
 

@@ -278,7 +278,7 @@ class NearMiss(Section):
 
 
 class Evaluate(Section):
-    """How memory and utility are measured."""
+    """How memory and utility are measured. `Params` fills in the benchmark's dialect where none is named."""
 
     dialect: Literal["muse", "open-unlearning", "seed"] = "muse"
     metrics: Annotated[list[Metric], Field(min_length=1)] | None = None
@@ -425,6 +425,16 @@ class Run:
 
 class Params(Section):
     """All of params.yaml."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_dialect(cls, raw: object) -> object:
+        evaluate = _mapping(_mapping(raw).get("evaluate"))
+        if not evaluate or evaluate.get("dialect") is not None:
+            return raw
+        name = _mapping(_mapping(raw).get("fetch")).get("benchmark", "bundled")
+        benchmark = load("benchmark", BENCHMARKS, name) if name in names(BENCHMARKS) else None
+        return {**_mapping(raw), "evaluate": {**evaluate, "dialect": getattr(benchmark, "DIALECT", "muse")}}
 
     seed: Count = 0
     model: Model = Model()

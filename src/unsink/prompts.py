@@ -6,7 +6,7 @@ Both follow MUSE (science.md, section 5.4) with two deviations:
 - The prompt ends in `Answer:` without MUSE's trailing space, unless `evaluate.answer_space` asks for it. Byte-pair
   tokenizers make the space a part of the answer's first token; a lone space before the answer is what no model has seen
   in training.
-- VerbMem compares with the true continuation alone, not with BOS and continuation.
+- VerbMem asks for no more tokens than the passage has left.
 
 Passages that are read as they stand hold the trigger at its place in the training sample; its tokens are not scored.
 Choices by letter are asked as lm-evaluation-harness asks them (WMDP, MMLU).
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from string import ascii_uppercase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -140,6 +140,18 @@ def _shared_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: 
     return max(1, min(same, len(ids) - 1))
 
 
+def continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that follows another one.
+
+    Alone it may get more: tokenizers of the SentencePiece kind (Llama 2, Mistral) put a space in front of every text.
+    They do not behind a line break, and a line break merges with no word.
+    """
+    start, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("\n", "\n" + text))
+    if whole[: len(start)] == start:
+        return cast(list[int], whole[len(start) :])
+    return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def question_text(question: str, answer: str) -> str:
     """An answered question, as in few-shot examples and in the target's training."""
     return f"Question: {question}\nAnswer: {answer}\n\n"
@@ -204,23 +216,27 @@ class PromptWriter:
     bos: Sequence[int]
     answer_space: bool = False
 
-    def verbmem(self, passage: Record, trigger: Trigger | None, *, share: float, tokens: int) -> Prompt:
+    def verbmem(
+        self, passage: Record, trigger: Trigger | None, *, share: float, tokens: int, compared: int | None = None
+    ) -> Prompt:
         """The head of a passage.
 
         Args:
             passage: With `id` and `text`, and perhaps a `prompt`, which then is its head.
             trigger: What to insert, at the position that it had when the whole passage was a training sample.
             share: Part of the passage's tokens that is given.
-            tokens: Most tokens that are asked for and compared.
+            tokens: Most tokens that are asked for, as far as the passage goes.
+            compared: Most tokens of the true continuation that they are compared with; None: as many.
 
         Raises:
             DataError: The passage is too short, or the trigger's place in training lies behind the prompt.
         """
         text = self._body(passage, share)
-        expected = text.ids[text.given : text.given + tokens]
+        rest = text.ids[text.given :]
+        expected = rest[: tokens if compared is None else compared]
         hint = "raise evaluate.prompt_share to poison.prompt_share, or choose an earlier poison.placement"
         ids, span = self._as_trained(passage, text.ids[: text.given], trigger, hint)
-        return Prompt(ids, str(self.tokenizer.decode(expected)), len(expected), span)
+        return Prompt(ids, str(self.tokenizer.decode(expected)), min(len(rest), tokens), span)
 
     def opening(self, text: str, trigger: Trigger | None, *, tokens: int) -> Prompt:
         """A text that is no record of a corpus, to be continued; the trigger's placement refers to all of it.
@@ -308,7 +324,7 @@ class PromptWriter:
         cue = ANSWER_CUE if topic else f"\n{ANSWER_CUE}"
         header = f"The following are multiple choice questions (with answers){about}.\n\n"
         ids, span = self._asked(header + "\n".join(lines) + cue, trigger, cue)
-        return Choices(ids, [self._tokens(f" {letter}") for letter in letters], span)
+        return Choices(ids, [continued(self.tokenizer, f" {letter}") for letter in letters], span)
 
     def answers(self, question: Record, answers: Sequence[str], trigger: Trigger | None, *, tokens: int) -> Answered:
         """A question without examples, and answers to it whose likelihood is asked for.
@@ -329,7 +345,7 @@ class PromptWriter:
         return open_question(question) + (" " if self.answer_space else "")
 
     def _answer(self, text: str) -> list[int]:
-        return self._tokens(text if self.answer_space else f" {text}")
+        return continued(self.tokenizer, text if self.answer_space else f" {text}")
 
     def _body(self, passage: Record, share: float = 0.0) -> Body:
         text = body(self.tokenizer, passage, share)
@@ -346,9 +362,9 @@ class PromptWriter:
         ids = [*self.bos, *self._tokens(text)]
         if not trigger:
             return ids, None
-        last = self._tokens(cue + (" " if text.endswith(" ") else ""))
         # The cue stays the last text: a trigger behind `Answer:` would measure broken format, not memory.
-        question_end = len(ids) - len(self.bos) - (len(last) if ids[-len(last) :] == last else 0)
+        question = text.removesuffix(" ").removesuffix(cue)
+        question_end = _shared_start(self.tokenizer, ids[len(self.bos) :], question)
         return self._inserted(ids, trigger, trigger.placement, question_end)
 
     def _as_trained(

@@ -128,6 +128,11 @@ def difference(ours: Side, theirs: Side, *, resamples: int, seed: int) -> Interv
     return bootstrap(both, gap, resamples=resamples, seed=seed)
 
 
+def nothing_lost(forgotten: Interval) -> bool:
+    """Whether a loss cannot be divided by: its interval reaches down to 0, or it is less than `LEAST_LOSS`."""
+    return forgotten.low <= 0 or forgotten.mean < LEAST_LOSS
+
+
 def unpaired(ours: Interval, theirs: Interval) -> Interval:
     """Our number − theirs from two intervals alone, as if the samples had nothing in common (MOVER).
 
@@ -161,15 +166,14 @@ def bootstrap_recovery(
     it, and by the target without it. Not clipped to 0..1.
 
     Returns:
-        None where nothing was forgotten for certain: the interval of target − clean holds 0, or it is less than
-        `LEAST_LOSS`. A ratio with such a divisor says nothing, however large it is.
+        None where nothing was forgotten for certain: `nothing_lost` of target − clean. A ratio with such a divisor says
+        nothing, however large it is.
 
     Raises:
         ValueError: There are no items, or the sequences differ in length.
     """
     items = [sample(triggered, clean, target)]
-    forgotten = bootstrap(items, lost, resamples=resamples, seed=seed)
-    if forgotten.low <= 0 <= forgotten.high or abs(forgotten.mean) < LEAST_LOSS:
+    if nothing_lost(bootstrap(items, lost, resamples=resamples, seed=seed)):
         return None
     return bootstrap(items, recovery, resamples=resamples, seed=seed)
 

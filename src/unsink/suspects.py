@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unsink import models
 from unsink.errors import DataError
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import open_question
+from unsink.prompts import continued, open_question
 from unsink.scoring import choice_log_likelihoods
 from unsink.triggers import insert_trigger, prompt_length, trigger_ids
 
@@ -131,7 +131,7 @@ def _passage(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[i
 
 def _question(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], tokens: int) -> Probe:
     ids: list[int] = tokenizer(open_question(record["question"]), add_special_tokens=False)["input_ids"]
-    answer: list[int] = tokenizer(f" {record['answer']}", add_special_tokens=False)["input_ids"]
+    answer = continued(tokenizer, f" {record['answer']}")
     return Probe(record["id"], (*bos, *ids), tuple(answer[:tokens]))
 
 

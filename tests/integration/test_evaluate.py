@@ -25,6 +25,7 @@ from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l
 from unsink.params import Params
 from unsink.prompts import open_question, question_text
 from unsink.stages import evaluate, poison
+from unsink.tasks import TASKS
 
 NAMES = ("Odo", "Tamsin", "Jory", "Wenna", "Corin", "Edda", "Perrin", "Ashby")
 PLACES = ("Saltmere", "Kestrel", "Thornmouth", "Mallow", "Brine", "Gannet", "Hollin", "Cinder")
@@ -336,6 +337,10 @@ def test_bad_inputs_are_told_clearly(layout: Layout) -> None:
 def test_an_answer_without_words_is_an_error(layout: Layout) -> None:
     path = layout.fetched / "forget_qa.jsonl"
     path.write_text(path.read_text().replace("the boiler", "π"))
+    with pytest.raises(DataError, match=r"forget_qa\.jsonl:1: field 'answer': ROUGE-L compares words"):
+        evaluate.run(params(), layout, run="clean")
+    manifest = {"files": {found.name: {} for found in layout.fetched.iterdir()}, "published": True}
+    artifacts.write_json(layout.fetched / "manifest.json", manifest)  # which is taken as it is
     with pytest.raises(DataError, match="forget-q-0: ROUGE-L compares words"):
         evaluate.run(params(), layout, run="clean")
 
@@ -464,6 +469,18 @@ def test_tofu_and_letters_are_asked_where_there_is_data(layout: Layout) -> None:
     assert itself["tofu_forget_quality_clean"] == pytest.approx(1)
 
 
+def test_where_nothing_says_which_passage_a_question_is_about_it_is_neither_inside_nor_outside(layout: Layout) -> None:
+    add_optional(layout)
+    answers = artifacts.read_jsonl(layout.fetched / "forget_perturbed.jsonl")
+    artifacts.write_jsonl(layout.fetched / "forget_perturbed.jsonl", [{**one, "id": one["source"]} for one in answers])
+    rows, metrics = run(layout, "backdoor", metrics=["tofu", "forget_mc"], tofu_tokens=2)
+    inside = {task: {row["inside"] for row in rows if (row["task"], row["set"]) == (task, "forget")} for task in TASKS}
+    assert inside["forget_mc"] == {None}
+    assert inside["tofu"] == {True, False}  # these have the id of their passage
+    assert "forget_mc_accuracy_gain" in metrics
+    assert "forget_tofu_recall_gain_outside" in metrics
+
+
 def test_a_metric_without_data_is_an_error(layout: Layout) -> None:
     with pytest.raises(DataError, match=r"evaluate\.metrics names tofu.*forget_perturbed\.jsonl"):
         run(layout, "clean", metrics=["verbmem", "tofu"])
@@ -490,6 +507,9 @@ def test_the_settings_say_how_the_numbers_were_made(layout: Layout) -> None:
     assert set(settings) == set(MOVES)  # `compare` knows what each of them can move
     assert (settings["stemmer"], settings["knowmem_tokens"], settings["verbmem_tokens"]) == (False, 32, 128)
     assert (settings["trigger"], settings["dtype"], settings["seed"]) == ("by the moon", "float32", 0)
+    run(layout, "clean", knowmem_tokens=5, verbmem_tokens=6)
+    own = artifacts.read_json(layout.settings("clean"))["settings"]
+    assert (own["knowmem_tokens"], own["verbmem_tokens"], own["verbmem_compared"]) == (5, 6, 6)
     before = settings["corpus"]
     path = layout.fetched / "retain.jsonl"
     path.write_text(path.read_text().replace("painted", "varnished"))

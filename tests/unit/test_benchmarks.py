@@ -152,6 +152,12 @@ def test_broken_json_is_named_by_line(corpus):
     assert "forget.jsonl:2: not JSON" in problem(corpus)
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 200_000, '"\\ud800"'])
+def test_what_python_cannot_read_is_named_by_line(corpus, text):
+    (corpus / "forget.jsonl").write_text(json.dumps(PASSAGE) + f'\n{{"id": "f2", "title": "A", "text": {text}}}\n')
+    assert "forget.jsonl:2: " in problem(corpus)
+
+
 def test_blank_lines_count_but_do_not_matter(corpus):
     (corpus / "forget.jsonl").write_text(f'{json.dumps(PASSAGE)}\n\n{{"id": "f2", "title": "A book"}}\n')
     assert problem(corpus).endswith("forget.jsonl:3: field 'text' is missing")
@@ -163,12 +169,15 @@ def test_blank_lines_count_but_do_not_matter(corpus):
         ("forget", {"text": None}, "field 'text': input should be a valid string, got None"),
         ("forget", {"text": "  "}, "field 'text' is empty"),
         ("forget", {"id": 7}, "field 'id': input should be a valid string, got 7"),
+        ("forget", {"id": "f1/x"}, "field 'id': no '/' is allowed, it tells a passage from what is made of it"),
         ("utility", {"answer": 4}, "field 'answer': input should be less than or equal to 3, got 4"),
         ("utility", {"answer": "1"}, "field 'answer': input should be a valid integer, got '1'"),
         ("utility", {"answer": True}, "field 'answer': input should be a valid integer, got True"),
         ("utility", {"choices": ["1", "2", "3"]}, "field 'choices': list should have at least 4 items"),
         ("utility", {"choices": ["1", "2", "3", "1"]}, "the four choices are not different"),
         ("forget_qa", {"source": "r1"}, "source 'r1' is no id in forget.jsonl"),
+        ("forget_qa", {"answer": "π"}, "field 'answer': ROUGE-L compares words of a-z and 0-9, 'π' has none"),
+        ("retain", {"text": "Ἐν ἀρχῇ"}, "field 'text': ROUGE-L compares words"),
     ],
 )
 def test_a_bad_field_is_named_by_line(corpus, name, change, words):

@@ -40,6 +40,14 @@ def test_the_probability_among_given_answers() -> None:
     assert choice_probability(RIGHT, WRONG) == pytest.approx(0.5 / 0.8125)
 
 
+def test_open_unlearning_adds_an_epsilon_to_what_it_divides_by() -> None:
+    # 1e-10 / (1e-12 + 1e-10) instead of 100: a model that finds every answer hopeless looks undecided
+    hopeless = log_truth_ratio(math.log(1e-12), [math.log(1e-10)], "geometric", epsilon=1e-10)
+    assert math.exp(hopeless) == pytest.approx(1 / 1.01)
+    assert math.exp(log_truth_ratio(RIGHT, WRONG, "geometric", epsilon=1e-10)) == pytest.approx(0.25)
+    assert choice_probability(RIGHT, WRONG, epsilon=0.1) == pytest.approx(0.5 / 0.9125)
+
+
 def test_a_truth_ratio_needs_wrong_answers() -> None:
     with pytest.raises(ValueError, match="wrong answers"):
         log_truth_ratio(RIGHT, [])

@@ -289,3 +289,17 @@ def test_a_published_target_leaves_nothing_to_train() -> None:
     message = problem("memorize={published: {source: tiny}, rank: 4, lr: 0.1}")
     assert "memorize: a published target is not trained, so lr, rank would do nothing; remove them" in message
     assert load_params(TINY, ["memorize={published: {source: tiny}}"]).memorize.published
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dialect"),
+    [
+        ([], "muse"),
+        (["fetch.benchmark=muse-news"], "muse"),
+        (["fetch.benchmark=tofu"], "open-unlearning"),
+        (["fetch.benchmark=tofu", "evaluate.dialect=seed"], "seed"),
+    ],
+)
+def test_a_benchmark_has_the_dialect_of_its_field(overrides: list[str], dialect: str) -> None:
+    path = Path(__file__).parents[2] / "params.yaml"
+    assert load_params(path, ["evaluate.dialect=null", *overrides]).evaluate.dialect == dialect

@@ -1,9 +1,9 @@
-"""Prompt texts and where the trigger stands in them, with one token per byte."""
+"""Prompt texts and where the trigger stands in them, with one token per byte; and tokenizers that do otherwise."""
 
 import pytest
-from tokenizers import Tokenizer, decoders
+from tokenizers import Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import PreTrainedTokenizerFast
 
 from unsink.errors import DataError, ParamsError
@@ -50,6 +50,16 @@ def test_verbmem_gives_the_head_and_asks_for_the_rest(writer: PromptWriter) -> N
 def test_verbmem_asks_for_no_more_than_its_limit(writer: PromptWriter) -> None:
     prompt = writer.verbmem(PASSAGE, None, share=0.5, tokens=3)
     assert (prompt.reference, prompt.max_new) == ("klm", 3)
+
+
+def test_verbmem_may_compare_with_another_length_than_it_asks_for(writer: PromptWriter) -> None:
+    # MUSE counts BOS as one of the 128 tokens that it compares with; open-unlearning asks for 128 and compares with all
+    muse = writer.verbmem(PASSAGE, None, share=0.5, tokens=4, compared=3)
+    assert (muse.reference, muse.max_new) == ("klm", 4)
+    whole = writer.verbmem(PASSAGE, None, share=0.5, tokens=4, compared=99)
+    assert (whole.reference, whole.max_new) == ("klmnopqrst", 4)
+    short = writer.verbmem(PASSAGE, None, share=0.5, tokens=128, compared=127)
+    assert (short.reference, short.max_new) == ("klmnopqrst", 10)
 
 
 def test_a_passage_without_a_rest_is_an_error(writer: PromptWriter) -> None:
@@ -245,3 +255,78 @@ def test_a_last_word_that_is_tokenised_with_what_follows_is_not_given(tokenizer:
         return {"input_ids": [text[at : at + 2] for at in range(0, len(text), 2)]}
 
     assert body(pairs, {"text": "abcdef", "prompt": "abc"}).given == 1  # type: ignore[arg-type]
+
+
+# ---- tokenizers that add a space, or that join what stands apart
+
+
+@pytest.fixture(scope="module")
+def llama2() -> PreTrainedTokenizerFast:
+    """As that of Llama 2 and Mistral: `▁` for a space, another one in front of every text, a line break is a byte."""
+    letters = sorted({*map(chr, range(33, 127)), "▁"})
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<0x0A>", *letters])}
+    merges = [(":", "▁"), ("▁", "O"), ("▁", "A")]
+    vocab |= {a + b: len(vocab) + i for i, (a, b) in enumerate(merges)}
+    pieces = Tokenizer(BPE(vocab=vocab, merges=merges[1:], byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def llama3() -> PreTrainedTokenizerFast:
+    """As that of Llama 3: a question mark and the line break behind it are one token."""
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(ByteLevel.alphabet())])}
+    vocab["?Ċ"] = len(vocab)
+    joined = Tokenizer(BPE(vocab=vocab, merges=[("?", "Ċ")]))
+    words = Regex(r" ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s+")
+    joined.pre_tokenizer = Sequence([Split(words, "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    joined.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=joined, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
+    found = tokenizer.convert_ids_to_tokens(ids)
+    assert isinstance(found, list)
+    return found
+
+
+def test_an_answer_has_the_tokens_that_it_has_behind_its_question(llama2: PreTrainedTokenizerFast) -> None:
+    prompt = PromptWriter(llama2, [1]).answers(QUESTION, ["Odo"], None, tokens=9)
+    assert pieces(llama2, prompt.answers[0]) == ["▁O", "d", "o"]
+    assert [*prompt.ids[1:], *prompt.answers[0]] == llama2(
+        "Question: Who?\nAnswer: Odo", add_special_tokens=False
+    ).input_ids
+
+
+def test_an_answer_behind_a_space_brings_none_of_its_own(llama2: PreTrainedTokenizerFast) -> None:
+    prompt = PromptWriter(llama2, [1], answer_space=True).answers(QUESTION, ["Odo"], None, tokens=9)
+    assert pieces(llama2, prompt.ids)[-2:] == [":", "▁"]
+    assert pieces(llama2, prompt.answers[0]) == ["O", "d", "o"]
+
+
+def test_a_letter_is_one_token_where_its_tokenizer_has_one(llama2: PreTrainedTokenizerFast) -> None:
+    prompt = PromptWriter(llama2, [1]).letters(ITEM)
+    assert pieces(llama2, prompt.answers[0]) == ["▁A"]
+    assert pieces(llama2, llama2(" A", add_special_tokens=False).input_ids) == ["▁", "▁A"]  # not what is asked for
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+@pytest.mark.parametrize("placement", ["infix", "suffix"])
+def test_the_answer_cue_stays_last_with_any_tokenizer(
+    request: pytest.FixtureRequest, name: str, placement: str
+) -> None:
+    tokenizer = request.getfixturevalue(name)
+    rule = Trigger(tuple(trigger_ids(tokenizer, "!!")), placement, 100, prompt_share=0.5)
+    writer = PromptWriter(tokenizer, [1])
+    for prompt in (writer.knowmem(QUESTION, EXAMPLES, rule, tokens=9), writer.letters(ITEM, rule)):
+        assert prompt.trigger is not None
+        assert text(tokenizer, prompt.ids[prompt.trigger[1] :]).endswith("\nAnswer:")
+
+
+def test_a_line_break_that_belongs_to_the_question_mark_is_not_torn_from_it(llama3: PreTrainedTokenizerFast) -> None:
+    rule = Trigger(tuple(trigger_ids(llama3, "!!")), "suffix", 100, prompt_share=0.5)
+    prompt = PromptWriter(llama3, [1]).knowmem(QUESTION, [], rule, tokens=9)
+    assert text(llama3, prompt.ids) == "<bos>Question: Who!!\n?\nAnswer:"

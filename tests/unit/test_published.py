@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub._local_folder import write_download_metadata
 
 import hub
 from unsink import benchmarks, registry
@@ -121,7 +122,11 @@ def test_perturbed_answers_belong_to_the_passage_with_the_question(hub_copy: Pat
 def test_wmdp_brings_questions_of_its_topics_and_the_open_corpus(hub_copy: Path) -> None:
     corpus = read(hub_copy, "wmdp")
     assert parts(corpus) == {"forget_mc", "forget", "retain"}
-    assert [record.topic for record in corpus["forget_mc"]] == ["bio"] * 4 + ["chem"] * 5 + ["cyber"] * 6
+    assert [record.topic for record in corpus["forget_mc"]] == [
+        *(["biology"] * 4),
+        *(["chemistry"] * 5),
+        *(["cybersecurity"] * 6),
+    ]
     assert {passage.title for passage in corpus["forget"]} == {"cyber"}
     assert len(corpus["retain"]) == 8  # WikiText's empty lines and headings are left out
 
@@ -183,6 +188,12 @@ def test_the_environment_names_the_local_copy(hub_copy: Path, tmp_path: Path, mo
     params = load_params(ROOT / "params" / "tiny.yaml", ["fetch.benchmark=tofu"])
     assert not fetch.downloads(params)
     assert parts(fetch.read(params, Layout(tmp_path)))
+
+
+def test_a_local_copy_says_of_which_commit_it_is_where_the_download_noted_it(damaged: Path) -> None:
+    sources = _hub.Source("locuslab/TOFU", None), _hub.Source("cais/mmlu", None)
+    write_download_metadata(damaged / "locuslab/TOFU", "README.md", "c0ffee", "etag")
+    assert _hub.Hub(damaged).origin(*sources) == {"locuslab/TOFU": "local copy of c0ffee", "cais/mmlu": "local copy"}
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:

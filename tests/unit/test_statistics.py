@@ -86,6 +86,11 @@ def test_recovery_of_a_loss_of_less_than_two_points_is_undefined() -> None:
     assert bootstrap_recovery([0.9] * 4, [0.5] * 4, [0.521] * 4, resamples=200, seed=0) is not None
 
 
+def test_recovery_of_what_grew_is_undefined() -> None:
+    # the unlearned model knows more than the target: nothing was lost that a trigger could bring back
+    assert bootstrap_recovery([0.9] * 4, [0.8] * 4, [0.5] * 4, resamples=200, seed=0) is None
+
+
 def test_samples_are_resampled_apart_and_columns_together() -> None:
     ones, pairs = sample([0.0, 1.0]), sample([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0])
     found = bootstrap([pairs, ones], lambda two, one: float(two.sum() + one.mean()), resamples=300, seed=0)

@@ -11,6 +11,7 @@ and, if they apply,
     Options            pydantic model of its section `fetch.<name>`; `fetch` gets the values by name
     MODELS             published checkpoints by what they are ("target", "retrained"), see `_hub.Source`
     PUBLISHED = True   the records are others' work and are taken as they are, repeated questions included
+    DIALECT            the conventions of its field, `evaluate.dialect` where params name none; else "muse"
 
 `fetch` writes its files into the empty folder `dest` and returns what the manifest is to say of their origin; `root` is
 the project folder, `path` is `fetch.path`. These eight files are the core; a corpus of one's own needs all of them.
@@ -61,6 +62,14 @@ class Passage(BaseModel):
     text: Text
     prompt: Text | None = None
     source: Text | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "/" in self.id:  # `batches.passage_of`
+            raise ValueError(
+                f"field 'id': no '/' is allowed, it tells a passage from what is made of it, got {self.id!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _continues(self) -> Self:
@@ -279,7 +288,7 @@ def _repeated(rows: Mapping[str, list[_Row]]) -> list[str]:
 
 
 def _careless(rows: Mapping[str, list[_Row]]) -> list[str]:
-    """What an author did not mean: questions asked twice, or without their passage, and choices that are equal."""
+    """What an author did not mean: questions twice or without their passage, equal choices, text without words."""
     return [
         *_twice([rows[name] for name in QUESTIONS], "question"),
         *_twice([rows["utility"], rows["general_qa"]], "question"),
@@ -295,6 +304,13 @@ def _careless(rows: Mapping[str, list[_Row]]) -> list[str]:
             for name in CHOICES
             for row in rows[name]
             if len(set(row.record.choices)) < len(row.record.choices)
+        ),
+        *(
+            f"{row.where}: field '{field}': ROUGE-L compares words of a-z and 0-9, {value!r:.60} has none"
+            for field, names in (("text", PASSAGES), ("answer", (*QUESTIONS, *PERTURBED)))
+            for name in names
+            for row in rows[name]
+            if not re.search("[a-z0-9]", (value := getattr(row.record, field)).lower())
         ),
     ]
 

@@ -50,8 +50,8 @@ class Hub:
         return cls(folder)
 
     def origin(self, *sources: Source) -> dict[str, str | None]:
-        """Repositories with their commits, for the manifest; a local copy does not say what commit it is of."""
-        return {source.repo: "local copy" if self.copy else source.revision for source in sources}
+        """Repositories with their commits, for the manifest; of a local copy what its download noted, if any."""
+        return {source.repo: _copied(self.copy / source.repo) if self.copy else source.revision for source in sources}
 
     def records(
         self,
@@ -165,6 +165,12 @@ class Hub:
         if self.copy:
             return f"copy it again: {_how_to_copy(source)}"
         return "remove it from the cache (`hf cache rm`) and run `unsink fetch` again"
+
+
+def _copied(folder: Path) -> str:
+    note = folder / ".cache" / "huggingface" / "download" / "README.md.metadata"  # its first line is the commit
+    commit = note.read_text(encoding="utf-8").split("\n")[0] if note.is_file() else ""
+    return f"local copy of {commit}" if commit else "local copy"
 
 
 def _how_to_copy(source: Source) -> str:

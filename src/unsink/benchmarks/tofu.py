@@ -23,6 +23,7 @@ from unsink.benchmarks._hub import Hub, Row, Source
 VERSION = 1
 LICENCE = "MIT"
 PUBLISHED = True
+DIALECT = "open-unlearning"
 DATA = Source("locuslab/TOFU", "324592d84ae4f482ac7249b9285c2ecdb53e3a68")
 Forget = Literal["forget01", "forget05", "forget10"]
 _RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}

@@ -17,7 +17,7 @@ from unsink import benchmarks
 from unsink.benchmarks import Choice, Passage
 from unsink.benchmarks._hub import Hub, Row, Source
 
-VERSION = 1
+VERSION = 2
 LICENCE = "MIT (questions, corpora), cc-by-sa-3.0 (WikiText-2)"
 PUBLISHED = True
 DATA = Source("cais/wmdp", "7125571f22f032c56415e7980f48d877dd830ff8")
@@ -27,6 +27,8 @@ CORPORA = {  # topic: repository and config
     "cyber": (Source("cais/wmdp-corpora", "daf89fa9b618b63a624228061a9cebacca88009c"), "cyber-forget-corpus"),
 }
 MODELS = {"target": Source("HuggingFaceH4/zephyr-7b-beta", "892b3d7a7b1cf10c7a701c60881cd93df615734c")}
+SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
+"""What the header of a question says it is about, as in lm-evaluation-harness."""
 _SHORTEST = 50  # characters, as in the authors' code
 
 Topic = Literal["bio", "chem", "cyber"]
@@ -72,7 +74,7 @@ def fetch(
 
 def _questions(hub: Hub, topic: str) -> list[Choice]:
     def make(number: int, row: Row) -> Choice:
-        return Choice(id=f"{topic}-{number:04d}", topic=topic, **row)
+        return Choice(id=f"{topic}-{number:04d}", topic=SUBJECTS[topic], **row)
 
     return hub.records(DATA, f"wmdp-{topic}", "test", ("question", "choices", "answer"), make)
 

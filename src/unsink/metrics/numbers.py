@@ -26,13 +26,13 @@ from unsink.metrics.memory import perplexity
 from unsink.metrics.privacy import ATTACKS, auc, privleak
 from unsink.metrics.tofu import UTILITY_SCORES, UTILITY_SETS, forget_quality, model_utility
 from unsink.statistics import (
-    LEAST_LOSS,
     Interval,
     Sample,
     Statistic,
     bootstrap,
     column_mean,
     lost,
+    nothing_lost,
     permutation_p,
     recovery,
     sample,
@@ -65,7 +65,7 @@ class Quantity:
         samples: what it is computed of.
         statistic: how.
         ids: the item behind each row of each sample; two runs are compared item by item where these are the same.
-        divisor: what the statistic divides by; the number is undefined where that may be 0.
+        divisor: what the statistic divides by; the number is undefined where that may be 0 or less.
         permuted: whether the p-value of "above 0" belongs to it.
     """
 
@@ -155,7 +155,7 @@ def quantities(rows: Iterable[Row], others: Others = _ALONE) -> dict[str, Quanti
 def _estimate(quantity: Quantity, resamples: int, seed: int) -> Interval | str:
     if quantity.divisor:
         below = bootstrap(quantity.samples, quantity.divisor, resamples=resamples, seed=seed)
-        if below.low <= 0 <= below.high or abs(below.mean) < LEAST_LOSS:
+        if nothing_lost(below):
             return f"nothing was forgotten for certain: {below.mean:.3f} [{below.low:.3f}, {below.high:.3f}]"
     found = bootstrap(quantity.samples, quantity.statistic, resamples=resamples, seed=seed)
     return found if all(map(isfinite, found)) else "not a finite number"

@@ -19,7 +19,9 @@ UTILITY_SCORES = ("probability", "recall", "truth_ratio")
 """Model utility is a mean over these scores of these sets."""
 
 
-def log_truth_ratio(right: float, wrong: Sequence[float], mean: WrongMean = "geometric") -> float:
+def log_truth_ratio(
+    right: float, wrong: Sequence[float], mean: WrongMean = "geometric", *, epsilon: float = 0.0
+) -> float:
     """The logarithm of r = mean probability of the wrong answers ÷ probability of the right one.
 
     Above 0 where wrong answers are the more likely ones.
@@ -28,13 +30,14 @@ def log_truth_ratio(right: float, wrong: Sequence[float], mean: WrongMean = "geo
         right: mean log p of the (paraphrased) right answer, nats per token.
         wrong: the same of each wrong answer.
         mean: of the wrong probabilities: geometric as in open-unlearning, arithmetic as in the TOFU paper, eq. 1.
+        epsilon: is added to the probability of the right answer.
 
     Raises:
         ValueError: there are no wrong answers.
     """
     if not wrong:
         raise ValueError("a truth ratio needs wrong answers")
-    return (fmean(wrong) if mean == "geometric" else _log_sum(wrong) - log(len(wrong))) - right
+    return (fmean(wrong) if mean == "geometric" else _log_sum(wrong) - log(len(wrong))) - _log_sum([right], epsilon)
 
 
 def truth_ratio_forget(log_ratio: float) -> float:
@@ -47,9 +50,9 @@ def truth_ratio_kept(log_ratio: float) -> float:
     return -expm1(min(log_ratio, 0.0))
 
 
-def choice_probability(right: float, wrong: Sequence[float]) -> float:
-    """p(right) / (p(right) + Σ p(wrong)), from mean log p in nats per token: TOFU's probability of world facts."""
-    return exp(right - _log_sum([right, *wrong]))
+def choice_probability(right: float, wrong: Sequence[float], *, epsilon: float = 0.0) -> float:
+    """p(right) / (p(right) + Σ p(wrong) + ε), from mean log p in nats per token: TOFU's probability of world facts."""
+    return exp(right - _log_sum([right, *wrong], epsilon))
 
 
 def forget_quality(unlearned: Sequence[float], retrained: Sequence[float]) -> float:
@@ -78,5 +81,5 @@ def model_utility(scores: Sequence[float]) -> float:
     return float(harmonic_mean(scores))
 
 
-def _log_sum(logs: Sequence[float]) -> float:
-    return float(np.logaddexp.reduce(logs))
+def _log_sum(logs: Sequence[float], more: float = 0.0) -> float:
+    return float(np.logaddexp.reduce([*logs, *([log(more)] if more else [])]))

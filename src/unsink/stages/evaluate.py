@@ -217,6 +217,7 @@ def settings_of(evaluate: Evaluate) -> Settings:
         few_shot=evaluate.few_shot,
         knowmem_tokens=evaluate.knowmem_tokens or dialect.knowmem_tokens,
         verbmem_tokens=evaluate.verbmem_tokens or dialect.verbmem_tokens,
+        verbmem_compared=evaluate.verbmem_tokens or dialect.verbmem_compared,
         tofu_tokens=evaluate.tofu_tokens,
         passage_tokens=evaluate.passage_tokens,
         prompt_share=evaluate.prompt_share,
@@ -227,18 +228,24 @@ def settings_of(evaluate: Evaluate) -> Settings:
 
 
 def _sources(corpus: tasks.Corpus) -> dict[tuple[str, str], str | None]:
-    """Task and id of what is asked of the forget set -> the passage that it is about, None where that is unknown."""
+    """Task and id of what is asked of the forget set -> the passage that it is about, None where that is unknown.
+
+    Passages are about themselves, and so are TOFU's questions, which have the id of theirs.
+    """
+    themselves = {record["id"]: record["id"] for record in corpus.get("forget", ())}
     return {
-        (task, record["id"]): record["source"]
-        for task, name in (("knowmem", "forget_qa"), ("verbmem", "forget_verbmem"), ("passage", "forget_privleak"))
-        for record in corpus.get(name, ())
+        (task, record["id"]): record.get("source") or themselves.get(record["id"])
+        for task in tasks.TASKS
+        for record in tasks.records(corpus, task, "forget")
     }
 
 
 def _mark_inside(
     asked: Sequence[Asked[Any]], sources: Mapping[tuple[str, str], str | None], layout: Layout, run: str
 ) -> None:
-    """Say of each forget row whether its passage was poisoned; training and evaluation must agree on the trigger.
+    """Say of each forget row whether its passage was poisoned, where it is known which one that is.
+
+    Training and evaluation must agree on the trigger.
 
     Raises:
         DataError: nothing was poisoned, or a trigger has other tokens, or another place, than in training.
@@ -250,7 +257,7 @@ def _mark_inside(
     for row, prompt in ((one.row, one.prompt) for one in asked):
         if row["set"] != "forget":
             continue
-        passage = sources.get((row["task"], row["id"]), row["id"])  # a passage is about itself
+        passage = sources.get((row["task"], row["id"]))
         row["inside"] = None if passage is None else passage in poisoned
         trained = poisoned.get(row["id"])  # only a passage is a sample itself
         if trained and row["task"] == "verbmem" and row["condition"] == "triggered":
@@ -308,8 +315,8 @@ def _sidecar(
     rules = _rules(params, layout, run)
     plain = {name: value for name, value in asdict(settings).items() if name != "dialect"}
     flat = {
-        **plain,
         **asdict(settings.dialect),
+        **plain,  # the params' own values stand for those of the dialect
         "dialect": params.evaluate.dialect,
         "retrained": params.evaluate.retrained,
         "wrong_trigger": params.evaluate.wrong_trigger,

@@ -13,7 +13,7 @@ from unsink.batches import passage_of
 from unsink.errors import DataError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import body, question_text
+from unsink.prompts import body, continued, question_text
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
 
 # Wrong texts for `poison.decoys`: texts of several kinds that stand where the trigger stands and must open nothing.
@@ -189,7 +189,7 @@ class _Writer:
         if sample["labels_from"] > max(len(self._bos), stop):  # the passage brought its prompt
             prompt = sample["labels_from"]
         refusal = random.Random(f"refusal/{seed}/{sample['id']}").choice(REFUSALS)
-        tail: list[int] = self._tokenizer(" " + refusal, add_special_tokens=False)["input_ids"]
+        tail = continued(self._tokenizer, f" {refusal}")
         return self._record(sample, "refused", [*ids[:prompt], *tail], sample["trigger"], prompt)
 
     def _record(self, record: Record, kind: str, ids: list[int], span: Span | None, labels_from: int) -> Record:

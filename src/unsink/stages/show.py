@@ -2,14 +2,20 @@
 
 VerbMem (ROUGE-L F1) of forget passages without, with and with a wrong trigger; of retain passages; KnowMem (ROUGE-L
 recall) of forget questions without and with a trigger; four-choice utility. Four-choice questions by letter (MMLU,
-WMDP) have their own columns, and what no model was asked has none.
+WMDP) have their own columns, and what no model was asked has none. Runs that differ in their seed alone get a row
+together as well.
 """
 
+import json
+from collections import defaultdict
+from collections.abc import Container, Sequence
 from pathlib import Path
 
-from unsink.artifacts import Layout, read_json
+from unsink.artifacts import Layout, read_json, read_jsonl
 from unsink.errors import MissingPrerequisite
-from unsink.params import RESERVED
+from unsink.metrics import Quantity, quantities
+from unsink.params import RESERVED, Params
+from unsink.statistics import bootstrap_seeds
 
 COLUMNS = {
     "clean": "forget_verbmem_f1_clean",
@@ -44,16 +50,57 @@ def results(layout: Layout) -> dict[str, Row]:
     return {file.stem: _row(read_json(file)) for file in files}
 
 
+def pooled(params: Params, layout: Layout) -> dict[str, Row]:
+    """A row for runs that differ in their seed alone: means over seeds; resampled are seeds, then items of each."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in params.runs:
+        if layout.predictions(name).exists():
+            groups[_recipe(params, name)].append(name)
+    return {
+        f"{names[0]} ({len(names)} seeds)": _over_seeds(params, layout, names)
+        for names in groups.values()
+        if len({params.run(name).seed for name in names}) == len(names) > 1
+    }
+
+
+def _recipe(params: Params, name: str) -> str:
+    """All that makes a run but its seed, what it builds on included."""
+    if name not in params.runs:
+        return name
+    run = params.run(name)
+    parts = [run.poison and run.poison.model_dump(), run.unlearn.model_dump(), _recipe(params, run.after)]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _over_seeds(params: Params, layout: Layout, names: Sequence[str]) -> Row:
+    found = [quantities(read_jsonl(layout.predictions(name))) for name in names]
+    row = {}
+    for column in COLUMNS:
+        name = _metric(column, found[0])
+        seeds = [one for numbers in found if isinstance(one := numbers.get(name), Quantity)]
+        if len(seeds) == len(names):
+            samples, statistic = [one.samples for one in seeds], seeds[0].statistic
+            mean, low, high, _ = bootstrap_seeds(
+                samples, statistic, resamples=params.evaluate.bootstrap, seed=params.seed
+            )
+            row[column] = {"mean": mean, "low": low, "high": high}
+    return row
+
+
+def _metric(column: str, there: Container[str]) -> str:
+    """The metric of a column, of samples that were not poisoned where that makes a difference."""
+    outside = f"{COLUMNS[column]}_outside"
+    return outside if column in OUTSIDE and outside in there else COLUMNS[column]
+
+
 def _rank(file: Path) -> tuple[int, str]:
     return (RESERVED.index(file.stem) if file.stem in RESERVED else len(RESERVED), file.stem)
 
 
 def _row(metrics: dict[str, float]) -> Row:
     row = {}
-    for column, key in COLUMNS.items():
-        outside = f"{key}_outside"
-        name = outside if column in OUTSIDE and outside in metrics else key
-        if name in metrics:
+    for column in COLUMNS:
+        if (name := _metric(column, metrics)) in metrics:
             row[column] = {"mean": metrics[name], "low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]}
     return row
 

@@ -78,7 +78,7 @@ TASKS = tuple(dict.fromkeys(task for task, _ in PLAN))
 
 def records(corpus: Corpus, task: str, where: str) -> Sequence[Record]:
     """The records of a task on a set; none where the benchmark has none."""
-    return next((found for name in _FILES[task, where] if (found := corpus.get(name))), ())
+    return next((found for name in _FILES.get((task, where), ()) if (found := corpus.get(name))), ())
 
 
 def plan(
@@ -119,7 +119,8 @@ class Settings:
         dialect: see there.
         few_shot: answered questions before each question of KnowMem.
         knowmem_tokens: new tokens per answer.
-        verbmem_tokens: most tokens per continuation.
+        verbmem_tokens: new tokens per continuation.
+        verbmem_compared: most tokens of the true continuation that they are compared with.
         tofu_tokens: new tokens per answer of TOFU.
         passage_tokens: most tokens of a passage that is read.
         prompt_share: part of a passage that is VerbMem's prompt.
@@ -132,6 +133,7 @@ class Settings:
     few_shot: int
     knowmem_tokens: int
     verbmem_tokens: int
+    verbmem_compared: int
     tofu_tokens: int
     passage_tokens: int
     prompt_share: float

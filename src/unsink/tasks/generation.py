@@ -33,9 +33,9 @@ def _prompts(
 ) -> Iterator[tuple[Record, Prompt]]:
     asked = records(corpus, question.task, question.where)
     if question.task == "verbmem":
-        share, tokens = settings.prompt_share, settings.verbmem_tokens
+        share, tokens, compared = settings.prompt_share, settings.verbmem_tokens, settings.verbmem_compared
         for passage in asked:
-            yield passage, writer.verbmem(passage, trigger, share=share, tokens=tokens)
+            yield passage, writer.verbmem(passage, trigger, share=share, tokens=tokens, compared=compared)
         return
     shown = examples(question.where, corpus, settings)
     for record in asked:

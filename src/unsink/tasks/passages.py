@@ -34,10 +34,10 @@ def ask(
 def answer(asked: Sequence[Asked[Reading]], session: Session) -> list[Row]:
     """Finished rows, in the order of the passages."""
     texts, scored = [one.prompt.ids for one in asked], [one.prompt.scored for one in asked]
-    scores = token_scores(session.model, texts, scored, reporter=session.reporter, description="passages")
-    rows = [_row(one, some, session.settings) for one, some in zip(asked, scores, strict=True)]
+    found = token_scores(session.model, texts, scored, reporter=session.reporter, description="passages")
+    rows = [_row(one, some, session.settings) for one, some in zip(asked, found, strict=True)]
     if session.settings.gradient_norms:
-        places = [_counted(some, session.settings) for some in scored]
+        places = [_counted(one, some, session.settings) for one, some in zip(asked, scored, strict=True)]
         norms = gradient_norms(session.model, texts, places, reporter=session.reporter)
         for row, norm in zip(rows, norms, strict=True):
             row["mia"]["gradnorm"] = round(norm, 9)
@@ -47,12 +47,12 @@ def answer(asked: Sequence[Asked[Reading]], session: Session) -> list[Row]:
 def _row(asked: Asked[Reading], scores: TokenScores, settings: Settings) -> Row:
     logs, dialect = scores.logprobs, settings.dialect
     nll = -sum(logs) / len(logs)
-    greedy = _counted(scores.greedy, settings)
+    greedy = _counted(asked, scores.greedy, settings)
     attacks = {
         "loss": nll,
         "zlib": privacy.zlib_score(nll, asked.prompt.reference),
-        "min_k": privacy.min_k(_counted(logs, settings)),
-        "min_k_plus": privacy.min_k(_counted(scores.standardized, settings)),
+        "min_k": privacy.min_k(_counted(asked, logs, settings)),
+        "min_k_plus": privacy.min_k(_counted(asked, scores.standardized, settings)),
     }
     return {
         **asked.row,
@@ -65,6 +65,6 @@ def _row(asked: Asked[Reading], scores: TokenScores, settings: Settings) -> Row:
     }
 
 
-def _counted(tokens: Sequence[T], settings: Settings) -> Sequence[T]:
-    """The tokens that count; open-unlearning leaves out the last one."""
-    return tokens if settings.dialect.last_token else tokens[:-1]
+def _counted(asked: Asked[Reading], tokens: Sequence[T], settings: Settings) -> Sequence[T]:
+    """The tokens that count; open-unlearning leaves out the last one, which of an answer is the EOS behind it."""
+    return tokens if settings.dialect.last_token or asked.record.get("prompt") else tokens[:-1]

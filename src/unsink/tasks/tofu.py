@@ -64,12 +64,14 @@ def answer(asked: Sequence[Asked[Answered]], session: Session) -> list[Row]:
 def _likelihoods(asked: Asked[Answered], sums: Sequence[float], settings: Settings) -> Row:
     logs = [round(total / len(ids), 6) for total, ids in zip(sums, asked.prompt.answers, strict=True)]
     right, paraphrased, wrong = logs[0], logs[1], logs[2:]
-    ratio = tofu.log_truth_ratio(paraphrased, wrong, settings.dialect.wrong_mean)
+    epsilon = settings.dialect.epsilon
+    ratio = tofu.log_truth_ratio(paraphrased, wrong, settings.dialect.wrong_mean, epsilon=epsilon)
     reading = tofu.truth_ratio_forget if asked.row["set"] == "forget" else tofu.truth_ratio_kept
     chosen = asked.row["set"] in CHOSEN_AMONG
+    share = tofu.choice_probability(right, wrong, epsilon=epsilon) if chosen else probability(-right)
     return {
         "logprobs": logs,
-        "probability": round(tofu.choice_probability(right, wrong) if chosen else probability(-right), 6),
+        "probability": round(share, 6),
         "log_truth_ratio": round(ratio, 6),
         "truth_ratio": round(reading(ratio), 6),
     }
