@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,9 @@ from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger(__name__)
+
+_TEMPORARY = ".tmp-"
 _FILE_MODE = 0o644  # temporary files are made 0600; other users may read results
 _FOLDER_MODE = 0o755
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -120,6 +124,13 @@ def _producer(path: Path) -> str | None:
 # ---- writing
 
 
+def _note(what: str, path: Path) -> None:
+    """Say it to the log, by the name that a user in the project folder would type; not of parts of a `new_dir`."""
+    if _TEMPORARY not in str(path):
+        here = Path.cwd()
+        LOG.debug("%s %s", what, path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     _write_bytes(path, text.encode())
@@ -151,7 +162,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_TEMPORARY}")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -159,6 +170,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(_FILE_MODE)
         temporary.replace(path)
+        _note("wrote", path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -181,7 +193,7 @@ def new_dir(path: Path) -> Iterator[Path]:
 
     Hold `lock(path)` around it: what a killed process left beside `path` is cleared away first.
     """
-    prefix = f".{path.name}.tmp-"
+    prefix = f".{path.name}{_TEMPORARY}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{prefix}*"):
@@ -193,6 +205,7 @@ def new_dir(path: Path) -> Iterator[Path]:
         yield temporary
         _open_to_all(temporary)
         _swap(temporary, path)
+        _note("wrote", path)
     except OSError as error:
         raise (write_error(path, error) if error.errno in _FULL else error) from error
     finally:
@@ -309,6 +322,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
+    _note("reading", path)
     try:
         return require(path).read_bytes()
     except OSError as error:
@@ -333,5 +347,6 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    _note("hashing", path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ that holds them, and are looked up there.
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pydantic_core import ErrorDetails
 from unsink.errors import DataError, ParamsError
 from unsink.positions import RULE, RULES
 from unsink.registry import load, names, suggest, unknown
+
+LOG = logging.getLogger(__name__)
 
 METHODS = "unsink.methods"
 BENCHMARKS = "unsink.benchmarks"
@@ -466,8 +469,10 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     Raises:
         ParamsError: With every problem found, one line each.
     """
+    LOG.debug("reading %s", path)
     raw = _read(path)
     for override in overrides:
+        LOG.debug("with %s", override)
         _override(raw, override)
     lines = [f"{'.'.join(path)}: {text}" for path, text in dict.fromkeys(_problems(raw))]
     if len(lines) > 1:

@@ -19,7 +19,8 @@ LAYERS = (
     ("tasks", "durability", "suspects"),
     ("detectors",),
     ("stages",),
-    ("cli",),
+    ("project",),
+    ("completion", "cli"),
     ("__main__",),
 )
 """Modules and folders from the bottom up. Within a layer imports may go sideways, but not in a circle."""
