@@ -26,7 +26,7 @@ class Project:
 
     Args:
         params: The params file. Its folder holds inputs and outputs; of `params/x.yaml` the parent does.
-        overrides: Params keys with other values, `{"unlearn.lr": 2e-4}`; or as on the command line, `["unlearn.lr=1e-4"]`.
+        overrides: Params keys with other values, `{"unlearn.lr": 2e-4}`; or as on the command line, `["seed=1"]`.
         reporter: Where commands say how far they are; `console_reporter()` shows bars on a terminal.
     """
 
