@@ -45,7 +45,7 @@ def cli() -> str:
         own = [one for one in command.params if one.name not in shared]
         less = sorted(f"`{_names(common[field])}`" for field in shared - {one.name for one in command.params})
         lines += ["", f"## unsink {name}", "", " ".join(text.split())]
-        lines += ["", "```sh", re.sub(r"\[/?bold\]", "", example).strip(), "```"]
+        lines += ["", "<!-- example -->", "```sh", re.sub(r"\[/?bold\]", "", example).strip(), "```"]
         lines += ["", *_options(own)] if own else []
         lines += ["", f"Has no {', '.join(less)}."] if less else []
     return "\n".join(lines) + "\n"
