@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,6 +343,36 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         return load(_read_bytes(path))
     except SafetensorError as error:
         raise DataError(f"{path}: truncated or not safetensors: {error}", hint=_producer(path)) from error
+
+
+# ---- going on after an interruption
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of a stage part by part, in a checkpoint folder until all are done; an interrupted call does not lose them.
+
+    Args:
+        folder: made when the first part is done; the stage removes it at its end.
+        digest: hash of all that the rows depend on. Parts of another one are not taken.
+    """
+
+    folder: Path
+    digest: str
+
+    def rows(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The rows of a part, made unless they are there; read from the file either way, so that both are equal."""
+        path = self.folder / f"{name}-{self.digest[:16]}.jsonl"
+        if not path.exists():
+            rows = make()
+            if not rows:
+                return []
+            write_jsonl(path, rows)
+        return read_jsonl(path)
+
+    def remove(self) -> None:
+        """Forget them."""
+        remove_dir(self.folder)
 
 
 def sha256(path: Path) -> str:

@@ -322,7 +322,7 @@ def _boundary(call: Call) -> Iterator[None]:
         raise  # Typer ends quietly, also when the reader of stdout has gone
     except KeyboardInterrupt:
         again = shlex.join(["unsink", *sys.argv[1:]])
-        _fail(call, Interrupted("interrupted; nothing is half-written", f"to continue: {again}"))
+        _fail(call, Interrupted("interrupted; nothing is half-written", f"to go on: {again}"))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()
