@@ -30,9 +30,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(copy: Path, monkeypatch:
     whole = [path.read_bytes() for path in files]
     calls: list[object] = []
     monkeypatch.setattr(generation, "answer", counted(calls, generation.answer))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(passages, "answer", interrupted)
-        evaluate.run(params, layout, run="target")
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(params, layout, run="target")
     assert len(calls) == 1
     assert [path.read_bytes() for path in files] == whole
     evaluate.run(params, layout, run="target")
@@ -45,9 +46,10 @@ def test_what_is_kept_of_other_settings_is_not_taken(copy: Path, monkeypatch: py
     params, layout = project(copy, "evaluate.bootstrap=100")
     calls: list[object] = []
     monkeypatch.setattr(generation, "answer", counted(calls, generation.answer))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(passages, "answer", interrupted)
-        evaluate.run(params, layout, run="target")
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(params, layout, run="target")
     changed, _ = project(copy, "evaluate.bootstrap=100", "evaluate.verbmem_tokens=4")
     evaluate.run(changed, layout, run="target")
     assert len(calls) == 2
@@ -62,9 +64,10 @@ def test_an_interrupted_stress_test_loses_no_finished_test(copy: Path, monkeypat
     def second(test: str, *rest: Any) -> Any:
         return interrupted() if test == "int4" else rounding(test, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(stress, "_after", second)
-        stress.run(params, layout, run="target")
+        with pytest.raises(KeyboardInterrupt):
+            stress.run(params, layout, run="target")
     assert len(loads) == 3
     assert set(stress.run(params, layout, run="target")) == {"run", "none", "int8", "int4"}
     assert len(loads) == 4
