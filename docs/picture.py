@@ -4,6 +4,7 @@ Its numbers are those of the README's table of results, which `unsink show` prin
 """
 
 import re
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -30,10 +31,10 @@ def picture() -> str:
     """The SVG, without a font from the network."""
     text = table(results())
     width = max(map(len, text.splitlines()))
-    console = Console(record=True, width=width, file=Path("/dev/null").open("w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=width, height=40, file=StringIO(), force_terminal=True)
     console.print(Text("$ unsink show", style="bold"))
     for line in text.splitlines():
-        console.print(Text(line, style="dim" if line.startswith(("run", "base")) else ""), soft_wrap=True)
+        console.print(Text(line, style="dim" if line.startswith("run") else ""), soft_wrap=True)
     svg = console.export_svg(title="unsink", theme=MONOKAI, unique_id="unsink")
     return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 

@@ -275,9 +275,9 @@ def compare(
 
     Example: [bold]unsink compare metrics/backdoor.json metrics/clean.json[/bold]
     """
+    result = _project(call).compare(first, second)
     from unsink.stages.compare import report
 
-    result = _project(call).compare(first, second)
     _print(call, result, report(result))
 
 

@@ -175,9 +175,10 @@ class Project:
         Raises:
             UnsinkError: A file is missing or no metrics file.
         """
-        from unsink.stages.compare import compare
+        with self._reporter.working("compare"):
+            from unsink.stages.compare import compare
 
-        return compare(self.layout.root / first, self.layout.root / second, reporter=self._reporter)
+            return compare(self.layout.root / first, self.layout.root / second, reporter=self._reporter)
 
 
 def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

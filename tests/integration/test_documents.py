@@ -1,9 +1,7 @@
 """Every command that README and docs show is run on the tiny project, or parsed by the tool it is for."""
 
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,18 +20,23 @@ CHEAP = ("check", "compare", "evaluate", "poison", "show")
 
 
 @pytest.fixture(scope="module")
-def finished(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project with two evaluated runs, and the working directory while a test of this module runs."""
+def evaluated(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two evaluated runs."""
     folder = Path(shutil.copytree(learned, tmp_path_factory.mktemp("finished") / "project"))
     shutil.copytree(ROOT / "params", folder / "params")
     project = Project(folder / "params.yaml", {"unlearn.steps": 4, "evaluate.bootstrap": 100})
     for run in ("clean", "backdoor"):
         project.unlearn(run)
         project.evaluate(run)
-    before = Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def finished(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which the commands of a test are typed."""
+    folder = Path(shutil.copytree(evaluated, tmp_path / "project"))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def ran(words: list[str]) -> None:

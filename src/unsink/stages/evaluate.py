@@ -145,7 +145,7 @@ def parts(stage: str, asked: Sequence[Asked[Any]], params: Params, layout: Layou
     after = () if run in RESERVED else (params.run(run).after, run)
     adapters = () if run == "base" else dict.fromkeys(("target", *after))
     files = [models.target_file(layout.adapter(name)) for name in adapters]
-    text = [params.model_dump_json(), *(artifacts.sha256(file) for file in files if file.exists()), *map(repr, asked)]
+    text = [*(artifacts.sha256(file) for file in files if file.exists()), repr(params), *map(repr, asked)]
     return Parts(layout.checkpoint(f"{run}.{stage}"), hashlib.sha256("\n".join(text).encode()).hexdigest())
 
 
