@@ -197,13 +197,16 @@ def _say(console: Console, line: str) -> None:
 
 @contextmanager
 def _handled(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
+    # Libraries install handlers at the root; these get such lines only if somebody has asked for them.
+    logger.propagate = propagate and logger.isEnabledFor(logging.DEBUG)
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.propagate = propagate
         logger.removeHandler(handler)
 
 

@@ -101,3 +101,21 @@ def test_verbose_says_what_was_done_and_when(capfd: pytest.CaptureFixture[str]) 
     assert not LOG.handlers
     logging.getLogger("unsink.artifacts").debug("nobody listens")
     assert capfd.readouterr().err == ""
+
+
+def test_a_library_with_a_handler_of_its_own_does_not_say_it_again() -> None:
+    heard: list[str] = []
+    root = logging.getLogger()
+    level, handler = root.level, logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    root.addHandler(handler)
+    try:
+        with narrated(), terminal()[2].working("fetch"):
+            LOG.debug("reading")
+        root.setLevel(logging.DEBUG)
+        with narrated(), terminal()[2].working("fetch"):
+            LOG.debug("writing")
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+    assert heard == ["writing"]
