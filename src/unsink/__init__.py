@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unsink.errors import UnsinkError
     from unsink.progress import console_reporter
-    from unsink.project import Project
+    from unsink.api import Project
 
 __version__ = "0.1.0"
 __all__ = ["Project", "UnsinkError", "__version__", "console_reporter"]
 
-_HOME = {"Project": "project", "UnsinkError": "errors", "console_reporter": "progress"}
+_HOME = {"Project": "api", "UnsinkError": "errors", "console_reporter": "progress"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from unsink.artifacts import write_error
 from unsink.errors import Interrupted, UnsinkError
 
 if TYPE_CHECKING:
-    from unsink.project import Project
+    from unsink.api import Project
 
 BUG = 4
 
@@ -292,7 +292,7 @@ def _run(command: str, call: Call, **arguments: object) -> dict[str, Any]:
 
 def _project(call: Call) -> "Project":
     from unsink.progress import console_reporter
-    from unsink.project import Project
+    from unsink.api import Project
 
     return Project(call.params, call.overrides or (), reporter=console_reporter(call.quiet))
 

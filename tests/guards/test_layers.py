@@ -19,7 +19,7 @@ LAYERS = (
     ("tasks", "durability", "suspects"),
     ("detectors",),
     ("stages",),
-    ("project",),
+    ("api",),
     ("completion", "cli"),
     ("__main__",),
 )

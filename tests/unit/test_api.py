@@ -22,7 +22,7 @@ NOT_ON_A_PROJECT = {"init", "ask"}
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - NOT_ON_A_PROJECT))
 def test_every_command_is_a_method_with_its_own_options(name: str) -> None:
     method = getattr(Project, name.replace("-", "_"), None)
-    assert method, f"unsink/project.py has no method for `unsink {name}`"
+    assert method, f"unsink/api.py has no method for `unsink {name}`"
     own = {one.name for one in COMMANDS[name].params} - Call.__dataclass_fields__.keys()
     assert inspect.signature(method).parameters.keys() - {"self"} == own
     assert inspect.getdoc(method)
