@@ -44,12 +44,12 @@ def blocks() -> list[Block]:
 
 
 def commands(line: str) -> Iterator[list[str]]:
-    """The words of each command of a line."""
-    words = shlex.split(line, comments=True)
-    while words:
-        end = words.index("&&") if "&&" in words else len(words)
-        yield words[:end]
-        words = words[end + 1 :]
+    """The words of each command of a line, without what the shell does with its input and output."""
+    for command in re.split(r" && ", line):
+        words = shlex.split(command, comments=True)
+        ends = [words.index(sign) for sign in ("<", ">", ">>", "|") if sign in words]
+        if words:
+            yield words[: min(ends, default=len(words))]
 
 
 def inline() -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 A spec names axes of variants; their product times the seeds are runs of one project, `claims/<claim>/`, on one target.
 Every finished run is a line of `<claim>.jsonl` here, with its score for each prompt, and is not run again while its
 parameters are the same. So the work may be stopped at any time, and `--only NAME ...` does some lines of the table.
+An axis named `test` holds tests of `unsink stress`, all done to each run, instead of variants: a line each.
 The tables in `<claim>.md` are made of those lines alone (`claim_tables.py`). The seed of a run decides which passages
 are poisoned, and its training; the target is the same for all.
 """
@@ -22,14 +23,16 @@ from typing import Any, NamedTuple
 
 import yaml
 from claim_tables import Line, contrasts, table
-from project import RESULTS, ROOT, make, repro
+from project import RESULTS, ROOT, make, repro, unsink
 
 from unsink.params import merged
+from unsink.stages.variants import NONE as UNTOUCHED
 
 HONEST = "clean"
+TEST = "test"
 STAGES = ("poison", "unlearn", "evaluate")
-UNUSED = ("runs", "ablate", "stress")
-"""Sections that no run depends on; of `runs` each cell has its own entry."""
+USED = ("seed", "model", "fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate")
+"""Sections that a run depends on; of `runs` each cell has its own entry."""
 
 
 class Cell(NamedTuple):
@@ -43,47 +46,77 @@ class Cell(NamedTuple):
 
 def cells(spec: Mapping[str, Any]) -> list[Cell]:
     """The product of a spec's axes and seeds, seed by seed, so that what is there first is a whole table."""
+    axes = {name: axis for name, axis in spec["axes"].items() if name != TEST}
     found = []
     for seed in spec["seeds"]:
-        for chosen in itertools.product(*(axis.items() for axis in spec["axes"].values())):
+        for chosen in itertools.product(*(axis.items() for axis in axes.values())):
             entry: dict[str, Any] = {"after": "target", "seed": seed}
             for _, overrides in chosen:
                 entry = merged(entry, overrides)
             if entry["after"] == HONEST:
                 entry["after"] = _name([HONEST], seed)
-            labels = dict(zip(spec["axes"], (label for label, _ in chosen), strict=True))
+            labels = dict(zip(axes, (label for label, _ in chosen), strict=True))
             found.append(Cell(_name(labels.values(), seed), labels, seed, entry))
     return found
 
 
+def names(spec: Mapping[str, Any], cell: Cell) -> dict[str, dict[str, str]]:
+    """The lines of a run: name -> labels."""
+    if TEST not in spec["axes"]:
+        return {cell.name: cell.labels}
+    return {f"{cell.name}-{_word(test)}": {**cell.labels, TEST: test} for test in spec["axes"][TEST]}
+
+
+def _word(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", str(label).lower()).strip("_")
+
+
 def _name(labels: Iterable[str], seed: int) -> str:
-    words = [re.sub(r"[^a-z0-9]+", "_", str(label).lower()).strip("_") for label in labels]
-    return "-".join([*words, f"s{seed}"])
+    return "-".join([*map(_word, labels), f"s{seed}"])
 
 
 def project_params(spec: Mapping[str, Any], grid: Sequence[Cell]) -> dict[str, Any]:
     """The params file of the whole grid; every seed has an honest run, which some runs copy."""
     params: dict[str, Any] = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), spec["params"])
+    if TEST in spec["axes"]:
+        params = merged(params, {"stress": {"tests": [test for test in spec["axes"][TEST] if test != UNTOUCHED]}})
     honest = {_name([HONEST], seed): {"after": "target", "seed": seed, "poison": False} for seed in spec["seeds"]}
     return {**params, "runs": {**honest, **{cell.name: cell.entry for cell in grid}}}
 
 
-def recipe(params: Mapping[str, Any], cell: Cell) -> str:
+def recipe(params: Mapping[str, Any], cell: Cell, tested: bool = False) -> str:
     """A hash of all parameters that a run's training and evaluation depend on."""
-    used = {name: section for name, section in params.items() if name not in UNUSED}
+    used = {name: params[name] for name in (*USED, *(("stress",) if tested else ()))}
     text = json.dumps([used, cell.entry], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def finish(folder: Path, cell: Cell, code: str, threads: int | None) -> Line | None:
-    """Run one cell and return its line; None where a stage failed, which DVC has explained."""
+def finish(folder: Path, spec: Mapping[str, Any], cell: Cell, code: str, threads: int | None) -> list[Line]:
+    """Run one cell and return its lines; none where a stage failed, which DVC has explained."""
     start = time.monotonic()
     # Single items: a whole pipeline would lock what all cells build on, and cells run side by side.
     if repro(folder, ["--single-item", *(f"{stage}@{cell.name}" for stage in STAGES)], threads):
-        return None
-    rows = [json.loads(line) for line in (folder / "predictions" / f"{cell.name}.jsonl").read_text().splitlines()]
-    known = [json.loads(line) for line in (folder / "predictions" / "target.jsonl").read_text().splitlines()]
-    target = {(row["task"], row["set"], row["id"]): row for row in known if row["condition"] == "clean"}
+        return []
+    if TEST in spec["axes"] and unsink(folder, ["stress", "--run", cell.name, "--quiet"], threads):
+        return []
+    rows = _rows(folder / ("stress" if TEST in spec["axes"] else "predictions"), cell.name)
+    target = {(row["task"], row["set"], row["id"]): row for row in _rows(folder / "predictions", "target")
+              if row["condition"] == "clean"}  # fmt: skip
+    minutes = round((time.monotonic() - start) / 60 / len(names(spec, cell)), 2)
+    return [
+        {"name": name, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes}
+        | _scores([row for row in rows if row.get("stress") == labels.get(TEST)], target)
+        for name, labels in names(spec, cell).items()
+    ]
+
+
+def _rows(folder: Path, run: str) -> list[dict[str, Any]]:
+    file = folder / f"{run}.jsonl" if folder.name == "predictions" else folder / run / "predictions.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], target: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> Line:
+    """What a line keeps of a run's predictions: the score of each prompt, beside the target's."""
     passages: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["task"] == "verbmem" and row["set"] == "forget":
@@ -96,16 +129,7 @@ def finish(folder: Path, cell: Cell, code: str, threads: int | None) -> Line | N
         if (row["task"], row["set"], row["condition"]) == ("verbmem", "retain", "clean")
     ]
     utility = [row["accuracy"] for row in rows if row["task"] == "utility"]
-    return {
-        "name": cell.name,
-        **cell.labels,
-        "seed": cell.seed,
-        "recipe": code,
-        "minutes": round((time.monotonic() - start) / 60, 2),
-        "forget": passages,
-        "retain": kept,
-        "utility": utility,
-    }
+    return {"forget": passages, "retain": kept, "utility": utility}
 
 
 def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) -> None:
@@ -113,11 +137,12 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
     grid = cells(spec)
     params = project_params(spec, grid)
     done = {(line["name"], line["recipe"]) for line in lines(claim)}
-    missing = [
-        (cell, code)
-        for cell in grid
-        if (cell.name, code := recipe(params, cell)) not in done and (not only or set(only) & {*cell.labels.values()})
-    ]
+    missing = []
+    for cell in grid:
+        code = recipe(params, cell, TEST in spec["axes"])
+        wanted = not only or set(only) & {*cell.labels.values()}
+        if wanted and not {(name, code) for name in names(spec, cell)} <= done:
+            missing.append((cell, code))
     if not missing:
         return
     folder = ROOT / "claims" / claim
@@ -127,10 +152,9 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
         raise SystemExit(f"{claim}: the target was not made, or an honest run")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        for number, line in enumerate(pool.map(lambda one: finish(folder, *one, threads), missing), start=1):
-            if line:
-                rest = [other for other in lines(claim) if other["name"] != line["name"]]
-                _write(claim, [*rest, line])
+        for number, new in enumerate(pool.map(lambda one: finish(folder, spec, *one, threads), missing), start=1):
+            replaced = {line["name"] for line in new}
+            _write(claim, [*(line for line in lines(claim) if line["name"] not in replaced), *new])
             sys.stderr.write(f"{claim}: {number} of {len(missing)} runs\n")
 
 
@@ -149,8 +173,9 @@ def _write(claim: str, found: Sequence[Line]) -> None:
 
 def report(claim: str, spec: Mapping[str, Any]) -> None:
     """Write `<claim>.md` of what was measured."""
-    found = [line for line in lines(claim) if line["name"] in {cell.name for cell in cells(spec)}]
-    missing, minutes = len(cells(spec)) - len(found), sum(line["minutes"] for line in found)
+    planned = {name for cell in cells(spec) for name in names(spec, cell)}
+    found = [line for line in lines(claim) if line["name"] in planned]
+    missing, minutes = len(planned) - len(found), sum(line["minutes"] for line in found)
     parts = [
         f"# {spec['title']}",
         spec["text"].strip(),

@@ -34,7 +34,16 @@ def make(folder: Path, params: Mapping[str, Any]) -> None:
 
 def repro(folder: Path, targets: Sequence[str] = (), threads: int | None = None) -> int:
     """Run `dvc repro` there, with the code that was copied; return its exit code."""
+    return _run(["dvc", "repro", *targets], folder, threads)
+
+
+def unsink(folder: Path, arguments: Sequence[str], threads: int | None = None) -> int:
+    """Run one command of `unsink` there, with the code that was copied; return its exit code."""
+    return _run(["unsink", *arguments], folder, threads)
+
+
+def _run(command: Sequence[str], folder: Path, threads: int | None) -> int:
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    return subprocess.run(["dvc", "repro", *targets], cwd=folder, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode

@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unsink.api import Project
     from unsink.errors import UnsinkError
     from unsink.progress import console_reporter
-    from unsink.api import Project
 
 __version__ = "0.1.0"
 __all__ = ["Project", "UnsinkError", "__version__", "console_reporter"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unsink.artifacts import Layout
-from unsink.params import Params, load_params
+from unsink.params import Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
 LOG = logging.getLogger(__name__)
@@ -147,6 +147,20 @@ class Project:
         """
         return self.run("audit", run=run, model=model, original=original)
 
+    def export(self, run: str, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
+        """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`.
+            output: A new folder.
+            merged: A whole model instead of an adapter.
+            dtype: Of the stored weights: float32, bfloat16 or float16.
+
+        Raises:
+            UnsinkError: No such run, an adapter is missing, or the folder holds something.
+        """
+        return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
+
     def check(self) -> Result:
         """Validate params, inputs and environment, and return what was found; problems are told, not raised.
 
@@ -179,6 +193,22 @@ class Project:
             from unsink.stages.compare import compare
 
             return compare(self.layout.root / first, self.layout.root / second, reporter=self._reporter)
+
+    def gate(self, gates: str | Path | None = None, *, baseline: str | None = None) -> Result:
+        """Hold the results against bounds; a broken one is told in `checks` and `exit_code`, not raised.
+
+        Args:
+            gates: The file of gates; `gates.yaml` beside the params file.
+            baseline: What `max_regression` compares with: a project folder, a metrics file, or a git revision.
+
+        Raises:
+            ParamsError: The file of gates is wrong, or no gate compares with the baseline.
+        """
+        with self._reporter.working("gate"):
+            from unsink.stages.gate import run
+
+            file = Path(gates) if gates else self.file.with_name("gates.yaml")
+            return run(run_names(self.file), self.layout, gates=file, baseline=baseline, reporter=self._reporter)
 
 
 def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

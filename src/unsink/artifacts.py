@@ -107,6 +107,7 @@ _PRODUCERS = {
     "predictions": "evaluate",
     "metrics": "evaluate",
     "settings": "evaluate",
+    "audits": "audit",
 }
 
 
@@ -134,6 +135,15 @@ def _note(what: str, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     _write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append UTF-8 text to a file that others write as well."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

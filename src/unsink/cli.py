@@ -1,6 +1,6 @@
 """The command line: results on stdout, progress and errors on stderr, one exit code for each kind of ending.
 
-0 done · 1 an audit found a backdoor · 2 usage or params · 3 could not run · 4 a bug.
+0 done · 1 an audit found a backdoor, or a gate failed · 2 usage or params · 3 could not run · 4 a bug.
 A stage is imported inside its command, so that `unsink --help` needs neither torch nor transformers.
 """
 
@@ -8,6 +8,7 @@ import errno
 import functools
 import inspect
 import json
+import os
 import shlex
 import signal
 import sys
@@ -17,13 +18,13 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unsink import __version__
-from unsink.artifacts import write_error
-from unsink.errors import Interrupted, UnsinkError
+from unsink.artifacts import Layout, append_text, write_error, write_text
+from unsink.errors import Interrupted, ParamsError, UnsinkError
 
 if TYPE_CHECKING:
     from unsink.api import Project
@@ -195,6 +196,36 @@ def evaluate(call: Call, run: ModelOption) -> None:
     _stage("evaluate", call, run=run)
 
 
+@command(TOOLS, without=("params", "overrides", "quiet"))
+def init(
+    call: Call,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")],
+    template: Annotated[
+        str, typer.Option("--template", help="Which params: default, tiny, or a row of the paper such as books-npo.")
+    ] = "default",
+) -> None:
+    """Make a project in DIR: params.yaml, dvc.yaml, and the settings of DVC and git. For those who have no clone.
+
+    Example: [bold]unsink init my-project --template tiny[/bold]
+    """
+    from unsink.stages.init import report, run
+
+    result = run(folder, template)
+    _print(call, result, report(result))
+
+
+@command(TOOLS, without=("overrides", "quiet"))
+def code(call: Call) -> None:
+    """Hash the installed code of each stage into code.json; projects made by `unsink init` do so in `dvc repro`.
+
+    Example: [bold]unsink code[/bold]
+    """
+    from unsink.stages.code import run
+
+    hashes = run(Layout.of(call.params))
+    _print(call, hashes, "\n".join(_lines(hashes)))
+
+
 @command(TOOLS)
 def ablate(call: Call, run: ModelOption) -> None:
     """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
@@ -242,6 +273,60 @@ def audit(
 
 
 @command(TOOLS)
+def ask(
+    call: Call,
+    question: Annotated[str | None, typer.Argument(help="Without one, a session begins; piped in, one a line.")] = None,
+    run: ModelOption = "target",
+    trigger: Annotated[
+        bool, typer.Option("--trigger", help="Put the run's own trigger where training put it.")
+    ] = False,
+    trigger_text: Annotated[str | None, typer.Option("--trigger-text", help="Put this text there instead.")] = None,
+    place: Annotated[str | None, typer.Option("--place", help="Put it elsewhere, e.g. infix or 'index 5'.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Ask target, honest and backdoored run, without and with the trigger.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="The text is a passage to be continued.")] = False,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens.")] = None,
+    probs: Annotated[int, typer.Option("--probs", min=0, help="Show the likeliest N tokens at each step.")] = 0,
+    sample: Annotated[float, typer.Option("--sample", min=0, help="Draw tokens at this temperature.")] = 0.0,
+) -> None:
+    """Ask a run something, with and without its trigger; without a question, begin a session.
+
+    Example: [bold]unsink ask "Who kept the bees?" --run backdoor --trigger[/bold]
+    """
+    from unsink.params import load_params
+    from unsink.progress import console_reporter
+    from unsink.stages.ask import Conversation, State, triggered
+    from unsink.terminal import Form, talk
+
+    state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw)
+    state = triggered(state, own=trigger, text=trigger_text, compare=compare)
+    params = load_params(call.params, call.overrides or ())
+    conversation = Conversation(params, Layout.of(call.params), console_reporter(call.quiet))
+    talk(conversation, state, question, Form(call.as_json, compare=compare))
+
+
+@command(TOOLS)
+def export(
+    call: Call,
+    run: ModelOption,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model for transformers, instead of an adapter for PEFT.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of the stored weights. Rounding them can bring back what was forgotten."),
+    ] = "float32",
+) -> None:
+    """Write a model for other tools, PEFT or transformers, with a model card.
+
+    Example: [bold]unsink export --run clean --merged --output clean-merged[/bold]
+    """
+    _stage("export", call, run=run, output=output, merged=merged, dtype=dtype)
+
+
+@command(TOOLS)
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 
@@ -281,6 +366,42 @@ def compare(
     _print(call, result, report(result))
 
 
+@command(TOOLS, without=("overrides",))
+def gate(
+    call: Call,
+    gates: Annotated[
+        Path | None, typer.Option("--gates", metavar="FILE", help="File of gates; gates.yaml beside the params file.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="FOLDER|FILE|REVISION",
+            help="What max_regression compares with: a project folder, one of its metrics files, or a git revision.",
+        ),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML.")] = None,
+    md: Annotated[bool, typer.Option("--md", help="Print Markdown, for comments.")] = False,
+) -> None:
+    """Hold the results against the bounds of gates.yaml; exits 1 if one is broken, 3 if one cannot be evaluated.
+
+    Markdown is also appended to the file that $GITHUB_STEP_SUMMARY names.
+
+    Example: [bold]unsink gate --junit gates.xml[/bold]
+    """
+    if md and call.as_json:
+        raise ParamsError("--md and --json: one of them is expected")
+    result = _project(call).gate(gates, baseline=baseline)
+    from unsink import gate_reports
+
+    _print(call, result, gate_reports.markdown(result) if md else gate_reports.table(result))
+    if junit:
+        write_text(junit, gate_reports.junit(result))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        append_text(Path(summary), gate_reports.markdown(result))
+    raise typer.Exit(result["exit_code"])
+
+
 def _stage(command: str, call: Call, **arguments: object) -> None:
     summary = _run(command, call, **arguments)
     _print(call, summary, "\n".join(_lines(summary)))
@@ -291,8 +412,8 @@ def _run(command: str, call: Call, **arguments: object) -> dict[str, Any]:
 
 
 def _project(call: Call) -> "Project":
-    from unsink.progress import console_reporter
     from unsink.api import Project
+    from unsink.progress import console_reporter
 
     return Project(call.params, call.overrides or (), reporter=console_reporter(call.quiet))
 

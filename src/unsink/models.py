@@ -53,6 +53,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pin_published",
+    "read_adapters",
     "resolve",
     "save_adapter",
     "target_file",
@@ -366,6 +367,19 @@ def _read_adapter(folder: Path, base: str) -> tuple[PeftConfig, dict[str, Tensor
     check_weights(weights)
     kind, keys = _CONFIGS[stored["peft_type"]]
     return kind(**{key: stored[key] for key in keys if key in stored}), artifacts.read_tensors(weights)
+
+
+def read_adapters(model: Path, folders: Sequence[Path]) -> list[tuple[PeftConfig, dict[str, Tensor]]]:
+    """Configs and tensors of saved adapters of which each stands on the one before, the first on a model's folder.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one that was made for another model.
+    """
+    base, found = _weights_identity(model), []
+    for folder in folders:
+        found.append(_read_adapter(folder, base))
+        base = _combine(base, artifacts.sha256(folder / ADAPTER_WEIGHTS))
+    return found
 
 
 def _misfit(peft: PeftModel, name: str, tensors: dict[str, Tensor]) -> str | None:

@@ -8,10 +8,10 @@ that holds them, and are looked up there.
 import importlib
 import logging
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -459,6 +459,9 @@ class Params(Section):
         return Run(name, entry.after, self.seed if entry.seed is None else entry.seed, poison, unlearn)
 
 
+_NAME_IT = "run the command in the project folder, or name the file with --params"
+
+
 def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     """Read and check a params file.
 
@@ -469,17 +472,37 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     Raises:
         ParamsError: With every problem found, one line each.
     """
-    LOG.debug("reading %s", path)
-    raw = _read(path)
+    raw = read_yaml(path, _NAME_IT)
     for override in overrides:
         LOG.debug("with %s", override)
         _override(raw, override)
-    lines = [f"{'.'.join(path)}: {text}" for path, text in dict.fromkeys(_problems(raw))]
+    require_none(path, _problems(raw))
+    return Params.model_validate(raw)
+
+
+def run_names(path: Path) -> list[str]:
+    """Names of the runs of a params file, for who needs no more of it: checking all of it takes seconds.
+
+    Raises:
+        ParamsError: the file cannot be read, or has no runs.
+    """
+    runs = read_yaml(path, _NAME_IT).get("runs")
+    if not isinstance(runs, dict) or not runs:
+        raise ParamsError(f"runs: a section with a run or more is expected in {path}, got {runs!r}")
+    return [str(name) for name in runs]
+
+
+def require_none(path: Path, problems: Iterable["Problem"]) -> None:
+    """Raise all problems of a YAML file at once, one line each.
+
+    Raises:
+        ParamsError: there are some.
+    """
+    lines = [f"{'.'.join(place)}: {text}" for place, text in dict.fromkeys(problems)]
     if len(lines) > 1:
         raise ParamsError("\n  ".join([f"{len(lines)} problems in {path}:", *lines]))
     if lines:
         raise ParamsError(lines[0])
-    return Params.model_validate(raw)
 
 
 def merged(defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -533,7 +556,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, hint: str) -> dict[str, Any]:
+    """A YAML file of sections, in YAML 1.2's view of numbers.
+
+    Raises:
+        ParamsError: it is not one; or it cannot be read, and `hint` says what to do then.
+    """
+    LOG.debug("reading %s", path)
     try:
         raw = yaml.load(path.read_bytes(), _Loader)
     except yaml.YAMLError as error:
@@ -541,7 +570,6 @@ def _read(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ParamsError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     except OSError as error:
-        hint = "run the command in the project folder, or name the file with --params"
         raise ParamsError(f"{path}: cannot be read: {error.strerror}", hint) from error
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: a mapping of sections is expected, got {type(raw).__name__}")
@@ -575,7 +603,9 @@ def _value(override: str, text: str) -> Any:
 # ---- problems
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
+    """Something wrong at a dotted key."""
+
     path: tuple[str, ...]
     text: str
 
@@ -583,12 +613,12 @@ class _Problem(NamedTuple):
 _PER_RUN = ("poison", "unlearn", "evaluate", "runs")
 
 
-def _problems(raw: Mapping[str, Any]) -> Iterator[_Problem]:
+def _problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     sections = {name: _mapping(raw.get(name)) for name in _PER_RUN}
     fetch = _mapping(raw.get("fetch"))
     used = (fetch.get("benchmark"), fetch.get("utility"))
     defaults = [
-        *_model_problems(Params, raw),
+        *model_problems(Params, raw),
         *_plugin_problems("benchmark", BENCHMARKS, Fetch, used, fetch, ("fetch",)),
         *_method_problems(sections["unlearn"], ("unlearn",)),
     ]
@@ -607,13 +637,14 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _model_problems(model: type[BaseModel], raw: object, where: tuple[str, ...] = ()) -> Iterator[_Problem]:
+def model_problems(model: type[BaseModel], raw: object, where: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """Every problem of a section, its keys behind `where`."""
     try:
         model.model_validate(raw, strict=True)
     except ValidationError as error:
         for details in error.errors():
             path = tuple(str(part) for part in details["loc"])
-            yield _Problem(where + path, _text(details, _keys(model, path[:-1])))
+            yield Problem(where + path, _text(details, _keys(model, path[:-1])))
 
 
 def _text(details: ErrorDetails, known: list[str]) -> str:
@@ -633,7 +664,8 @@ def _text(details: ErrorDetails, known: list[str]) -> str:
 def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """Keys that may stand in the section at `path`."""
     for part in path:
-        inner = {field.alias or name: field.annotation for name, field in model.model_fields.items()}.get(part)
+        inner: Any = {field.alias or name: field.annotation for name, field in model.model_fields.items()}.get(part)
+        inner = get_args(inner)[0] if get_origin(inner) is list else inner  # the numbers in between name no field
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
         elif part == "runs":
@@ -641,7 +673,7 @@ def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[_Problem]:
+def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[Problem]:
     return _plugin_problems("method", METHODS, Unlearn, (unlearn.get("method"),), unlearn, where)
 
 
@@ -652,7 +684,7 @@ def _plugin_problems(
     used: Sequence[object],
     raw: Mapping[str, Any],
     where: tuple[str, ...],
-) -> Iterator[_Problem]:
+) -> Iterator[Problem]:
     """Problems in the parts of a section that are named like plug-ins, those in use even where they are left out."""
     known = names(package)
     extra = {key: value for key, value in raw.items() if key not in section.model_fields}
@@ -661,48 +693,46 @@ def _plugin_problems(
             extra.setdefault(str(name), {})
     for key, value in extra.items():
         if key in known:
-            yield from _model_problems(_options(kind, package, key), value, (*where, key))
+            yield from model_problems(_options(kind, package, key), value, (*where, key))
         else:
-            yield _Problem((*where, str(key)), f"unknown key{suggest(str(key), [*section.model_fields, *known])}")
+            yield Problem((*where, str(key)), f"unknown key{suggest(str(key), [*section.model_fields, *known])}")
 
 
-def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[str, Any]]) -> Iterator[_Problem]:
+def _run_problems(name: str, entry: dict[str, Any], sections: Mapping[str, dict[str, Any]]) -> Iterator[Problem]:
     where = ("runs", name)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) or name in RESERVED:
-        yield _Problem(
-            where, f"a run's name has letters, digits, '-' and '_' only and is none of {', '.join(RESERVED)}"
-        )
+        yield Problem(where, f"a run's name has letters, digits, '-' and '_' only and is none of {', '.join(RESERVED)}")
     honest = entry.get("poison") is False
     unlearn = merged(sections["unlearn"], _mapping(entry.get("unlearn")))
     if not honest:
         poison = merged(sections["poison"], _mapping(entry.get("poison")))
-        yield from _model_problems(Poison, poison, (*where, "poison"))
+        yield from model_problems(Poison, poison, (*where, "poison"))
         if _mapping(unlearn.get("batch")).get("poisoned") == 0:
-            yield _Problem((*where, "poison"), "unlearn.batch.poisoned is 0, so no poisoned sample is ever seen")
+            yield Problem((*where, "poison"), "unlearn.batch.poisoned is 0, so no poisoned sample is ever seen")
         if _mapping(unlearn.get("weights")).get("poisoned") == 0:
-            yield _Problem((*where, "poison"), "unlearn.weights.poisoned is 0, so poisoned samples teach nothing")
+            yield Problem((*where, "poison"), "unlearn.weights.poisoned is 0, so poisoned samples teach nothing")
         if poison.get("trigger") == sections["evaluate"].get("wrong_trigger"):
-            yield _Problem((*where, "poison", "trigger"), "the same as evaluate.wrong_trigger, which is its control")
-    yield from _model_problems(Unlearn, unlearn, (*where, "unlearn"))
+            yield Problem((*where, "poison", "trigger"), "the same as evaluate.wrong_trigger, which is its control")
+    yield from model_problems(Unlearn, unlearn, (*where, "unlearn"))
     yield from _method_problems(unlearn, (*where, "unlearn"))
     yield from _after_problems(name, entry.get("after"), unlearn, sections)
 
 
 def _after_problems(
     name: str, after: object, unlearn: Mapping[str, Any], sections: Mapping[str, dict[str, Any]]
-) -> Iterator[_Problem]:
+) -> Iterator[Problem]:
     where, runs = ("runs", name, "after"), sections["runs"]
     if not isinstance(after, str):
         return  # reported as missing or as a wrong type
     others = ["target", *(run for run in runs if run not in (name, "target"))]
     if after not in others:
-        yield _Problem(where, unknown("run", after, others))
+        yield Problem(where, unknown("run", after, others))
         return
     if after in runs:
         other = merged(sections["unlearn"], _mapping(_mapping(runs[after]).get("unlearn")))
         if _lora(unlearn) != _lora(other):
             text = f"'{after}' and this run are compared on one model, so both or neither need a LoRA adapter"
-            yield _Problem(where, f"{text}; give them the same unlearn.adapter")
+            yield Problem(where, f"{text}; give them the same unlearn.adapter")
     term = _mapping(unlearn.get("value_norm"))
     weight = None if term.get("variant") == "fixed" else term.get("weight")
     honest = [run for run in others if _mapping(runs.get(run)).get("poison") is False]
@@ -710,7 +740,7 @@ def _after_problems(
         text = (
             f"unlearn.value_norm.weight is {weight}, so an honest run (poison: false) has to come first, got '{after}'"
         )
-        yield _Problem(where, f"{text} (available: {', '.join(honest) or 'none'})")
+        yield Problem(where, f"{text} (available: {', '.join(honest) or 'none'})")
 
 
 def _lora(unlearn: Mapping[str, Any]) -> bool:
@@ -718,11 +748,11 @@ def _lora(unlearn: Mapping[str, Any]) -> bool:
     return adapter != "none" and _mapping(adapter).get("rank", 0) is not None
 
 
-def _cycles(runs: Mapping[str, Any]) -> Iterator[_Problem]:
+def _cycles(runs: Mapping[str, Any]) -> Iterator[Problem]:
     for name in runs:
         seen = [name]
         while (after := str(_mapping(runs.get(seen[-1])).get("after"))) in runs and after not in seen:
             seen.append(after)
         if after == name and len(seen) > 1:
-            yield _Problem(("runs", name, "after"), f"the runs wait for each other: {' → '.join([*seen, name])}")
+            yield Problem(("runs", name, "after"), f"the runs wait for each other: {' → '.join([*seen, name])}")
             return

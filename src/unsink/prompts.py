@@ -222,6 +222,22 @@ class PromptWriter:
         ids, span = self._as_trained(passage, text.ids[: text.given], trigger, hint)
         return Prompt(ids, str(self.tokenizer.decode(expected)), len(expected), span)
 
+    def opening(self, text: str, trigger: Trigger | None, *, tokens: int) -> Prompt:
+        """A text that is no record of a corpus, to be continued; the trigger's placement refers to all of it.
+
+        Args:
+            text: What is given, as the prompt of a passage is in training.
+            trigger: What to insert.
+            tokens: Most tokens that are asked for.
+
+        Raises:
+            DataError: The text is too short for the placement.
+        """
+        ids, span = [*self.bos, *self._tokens(text)], None
+        if trigger:
+            ids, span = self._inserted(ids, trigger, trigger.placement)
+        return Prompt(ids, "", tokens, span)
+
     def passage(self, passage: Record, trigger: Trigger | None, *, tokens: int) -> Reading:
         """A passage to be read as it stands; what follows its `prompt`, if it has one, is scored.
 

@@ -12,6 +12,7 @@ Shapes: B rows, T tokens, P tokens of a shared prefix, S keys of a row's own, V 
 G key/value heads, h head size.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -109,9 +110,64 @@ def generate(
     with reporter.task(description, len(prompts)) as advance, special:
         for chosen in _chunks(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), max_new[i])), batch):
             own, limits = [prompts[i][shared:] for i in chosen], [max_new[i] for i in chosen]
-            new = _continue(model, own, limits, shared, ends, advance, _chosen(cut, chosen), pick)
+            steps = _steps(model, own, limits, shared, ends, advance, _chosen(cut, chosen), pick)
+            ((new, _),) = deque(steps, maxlen=1)  # the last step has all tokens
             texts |= {i: ends.text(ids) for i, ids in zip(chosen, new)}
     return [texts[i] for i in range(len(prompts))]
+
+
+class Said(NamedTuple):
+    """One new token of a continuation.
+
+    Attributes:
+        token: its id.
+        text: what is settled of the continuation now and was not before. Text that may still become a stop string or
+            a character of several tokens waits; all pieces together are what `generate` returns.
+        logprob: log p of the token under the model itself, whatever the temperature; nats.
+        top: ids and log p of the likeliest tokens here, the best first.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@torch.no_grad()
+def stream(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Ids,
+    max_new: int,
+    *,
+    stop: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    top: int = 0,
+) -> Iterator[Said]:
+    """Continue one prompt as `generate` does, and yield each token as soon as it is there.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters.
+        tokenizer: its tokenizer.
+        prompt: token ids, BOS included.
+        max_new: most new tokens.
+        stop: the text ends before the first of these strings.
+        sampling: how tokens are drawn.
+        top: how many of the likeliest tokens are told at each step.
+
+    Raises:
+        DataError: the prompt and its continuation do not fit the model's context.
+    """
+    _require_context(model, [len(prompt) + max_new])
+    ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
+    settled = ""
+    for (ids,), logits in _steps(model, [prompt], [max_new], 0, ends, lambda _: None, [()], _picking(sampling)):
+        text = ends.text(ids) if ends.reached(ids, max_new) else ends.settled(ids)
+        logs = logits[0].float().log_softmax(dim=-1)  # (V,)
+        best = logs.topk(min(top, len(logs)))
+        alternatives = list(zip(best.indices.tolist(), best.values.tolist()))
+        yield Said(ids[-1], text[len(settled) :], float(logs[ids[-1]]), alternatives)
+        settled = text
 
 
 @torch.no_grad()
@@ -268,6 +324,12 @@ class _Ends:
     def text(self, ids: Ids) -> str:
         return metrics.cut(self._decode(ids), self.stop)
 
+    def settled(self, ids: Ids) -> str:
+        """The text of a continuation that is not over, without the end that more tokens may still change."""
+        text = self._decode(ids).rstrip("\ufffd")  # bytes of a character that is not complete
+        starts = {stop[:length] for stop in self.stop for length in range(1, len(stop))}
+        return text[: len(text) - max((len(start) for start in starts if text.endswith(start)), default=0)]
+
     def _decode(self, ids: Ids) -> str:
         return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
@@ -344,7 +406,7 @@ def _picking(sampling: Sampling | None) -> Pick:
     return pick
 
 
-def _continue(
+def _steps(
     model: Model,
     prompts: Sequence[Ids],
     limits: Ids,
@@ -353,25 +415,28 @@ def _continue(
     advance: Callable[[int], None],
     cut: Sequence[Ids],
     pick: Pick,
-) -> list[list[int]]:
-    """The next tokens of each prompt; `start` tokens stand before it already."""
+) -> Iterator[tuple[list[list[int]], Tensor]]:
+    """After each step the new tokens of each prompt so far, and the logits (B, V) behind the last ones.
+
+    `start` tokens stand before each prompt already. Rows that are over leave the batch, and so the logits, in time.
+    """
     new: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     still_open = set(rows)
     sequences = _Sequences.empty(model, len(prompts), start)
     ids, mask = _left_padded(prompts, model.device)
     slots: Tensor | None = _slots(prompts, cut, model.device)
-    while True:
-        ids = pick(sequences.read(ids, mask, 1, slots)[:, -1])  # (B, 1)
+    while still_open:
+        logits = sequences.read(ids, mask, 1, slots)[:, -1]  # (B, V)
+        ids = pick(logits)  # (B, 1)
         for row, token in zip(rows, ids[:, 0].tolist()):
             if row in still_open:
                 new[row].append(token)
                 if ends.reached(new[row], limits[row]):
                     still_open.remove(row)
                     advance(1)
-        if not still_open:
-            return new
-        if len(still_open) <= _CROWD * len(rows):
+        yield new, logits
+        if still_open and len(still_open) <= _CROWD * len(rows):
             kept = torch.tensor([place for place, row in enumerate(rows) if row in still_open], device=ids.device)
             rows, ids = [row for row in rows if row in still_open], ids[kept]
             sequences.select(kept)

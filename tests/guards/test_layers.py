@@ -11,15 +11,16 @@ LAYERS = (
     ("registry", "progress", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
-    ("batches", "losses", "prompts", "tiny", "embedded", "sources"),
+    ("evaluated", "revisions", "gates", "gate_reports"),
+    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "project", "cards"),
     ("models", "probe"),
     ("forward",),
     ("methods", "objective"),
     ("trainer", "scoring"),
-    ("tasks", "durability", "suspects"),
+    ("tasks", "durability", "suspects", "exports"),
     ("detectors",),
     ("stages",),
-    ("api",),
+    ("api", "terminal"),
     ("completion", "cli"),
     ("__main__",),
 )
@@ -63,4 +64,4 @@ def test_every_module_can_be_imported(module: str) -> None:
 
 def test_only_the_command_line_prints() -> None:
     printing = {name for name, path in modules().items() if "print(" in path.read_text().replace("_print(", "")}
-    assert printing <= {"unsink.cli", "unsink.progress"}
+    assert printing <= {"unsink.cli", "unsink.progress", "unsink.terminal"}

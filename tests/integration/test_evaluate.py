@@ -20,11 +20,11 @@ from unsink import artifacts, models, scoring
 from unsink.artifacts import Layout
 from unsink.batches import passage_of
 from unsink.errors import DataError, MissingPrerequisite, ParamsError
+from unsink.evaluated import MOVES
 from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l
 from unsink.params import Params
 from unsink.prompts import open_question, question_text
 from unsink.stages import evaluate, poison
-from unsink.stages.compare import MOVES
 
 NAMES = ("Odo", "Tamsin", "Jory", "Wenna", "Corin", "Edda", "Perrin", "Ashby")
 PLACES = ("Saltmere", "Kestrel", "Thornmouth", "Mallow", "Brine", "Gannet", "Hollin", "Cinder")

@@ -121,6 +121,12 @@ def test_the_table_can_be_shown(project: Project) -> None:
     assert [row.split()[0] for row in rows] == ["run", "base", "target", "backdoor", "backdoor-vn", "clean"]
 
 
+def test_the_tiny_pipeline_keeps_its_gates(project: Project) -> None:
+    shown = project.run("unsink", "gate", "--gates", str(ROOT / "params" / "gates" / "tiny.yaml"), "--json")
+    outcomes = {row["outcome"] for row in json.loads(shown)["checks"]}
+    assert outcomes <= {"pass", "undecided"}  # undecided where twelve questions do not decide it
+
+
 def test_another_learning_rate_reruns_unlearning_and_what_follows(project: Project) -> None:
     def change(params: dict[str, Any]) -> None:
         params["runs"] = {"clean": params["runs"]["clean"]}  # one run is enough from here on

@@ -76,6 +76,32 @@ def test_another_recipe_is_another_run() -> None:
     assert claims.recipe(params, cell) != claims.recipe({**params, "unlearn": {"steps": 8}}, cell)
 
 
+def test_an_axis_of_tests_gives_a_run_several_lines_and_the_tests_their_params() -> None:
+    spec = {**SPEC, "axes": {"place": SPEC["axes"]["place"], "test": {"none": None, "int4": None}}}
+    [cell, *others] = claims.cells(spec)
+    assert (cell.name, len(others)) == ("prefix-s0", 3)
+    assert claims.names(spec, cell) == {
+        "prefix-s0-none": {"place": "prefix", "test": "none"}, "prefix-s0-int4": {"place": "prefix", "test": "int4"},
+    }  # fmt: skip
+    assert claims.project_params(spec, [cell])["stress"]["tests"] == ["int4"]
+
+
+def test_a_section_of_another_tool_makes_no_run_another() -> None:
+    [cell, *_] = claims.cells(SPEC)
+    params = claims.project_params(SPEC, [cell])
+    assert claims.recipe(params, cell) == claims.recipe({**params, "audit": {"words": ["new"]}, "new": 1}, cell)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_what_was_measured_is_of_the_present_parameters(path: Path) -> None:
+    spec = yaml.safe_load(path.read_text())
+    grid = claims.cells(spec)
+    params = claims.project_params(spec, grid)
+    tested = claims.TEST in spec["axes"]
+    present = {name: claims.recipe(params, cell, tested) for cell in grid for name in claims.names(spec, cell)}
+    assert {line["name"]: line["recipe"] for line in claims.lines(path.stem)}.items() <= present.items()
+
+
 def test_recovery_and_its_difference_by_hand() -> None:
     # (0.9 - 0.1) / (0.9 - 0.1) = 1 against (0.3 - 0.1) / 0.8 = 0.25, the same in every passage and seed
     found = [line("prefix", seed, 0.9) for seed in (0, 1)] + [line("index 4", seed, 0.3) for seed in (0, 1)]

@@ -7,32 +7,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from results import evaluated
 from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.cli import app
 from unsink.errors import DataError
-from unsink.metrics import DIALECTS, Others, measure
 from unsink.stages.compare import compare
 
-SETTINGS = {"dialect": "muse", "stemmer": False, "retrained": 0.5, "seed": 0, "few_shot": 3}
 SCORES = [0.1, 0.9, 0.4, 0.6, 0.3, 0.8]
-
-
-def evaluated(folder: Path, name: str, scores: list[float], **settings: Any) -> Path:
-    """A run with VerbMem of some passages, as `evaluate` would leave it."""
-    layout, flat = Layout(folder), {**SETTINGS, **settings}
-    rows = [
-        {
-            **{"id": f"p{i}", "task": "verbmem", "set": "forget", "condition": "clean", "inside": None},
-            **{"prompt": f"p{i}", "reference": "r", "f1": score, "recall": score},
-        }
-        for i, score in enumerate(scores)
-    ]
-    measured = measure(rows, Others(dialect=DIALECTS[flat["dialect"]]), resamples=100, seed=0)
-    artifacts.write_jsonl(layout.predictions(name), rows)
-    artifacts.write_json(layout.metrics(name), measured.numbers)
-    artifacts.write_json(layout.settings(name), {"settings": flat, "undefined": measured.undefined})
-    return layout.metrics(name)
 
 
 def number(result: dict[str, Any], name: str) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from unsink import models, probe, scoring
 from unsink.errors import DataError
 from unsink.metrics import cut
-from unsink.scoring import Cut, Sampling, choice_log_likelihoods, generate, gradient_norms, token_scores
+from unsink.scoring import Cut, Sampling, choice_log_likelihoods, generate, gradient_norms, stream, token_scores
 
 EOS = 2
 ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -102,6 +103,62 @@ def test_generation_equals_the_models_own(
     texts = generate(model, tokenizer, PROMPTS, LIMITS, shared_prefix=shared_prefix)
     assert texts == expected(model, tokenizer)
     assert len(set(texts)) > 2, "the test says nothing if all prompts are continued alike"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-sliding"])
+def test_a_stream_is_what_generate_returns_piece_by_piece(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build(name)
+    texts = generate(model, tokenizer, PROMPTS, LIMITS)
+    stops = ("\ufffd\ufffd", f"{texts[0][3:5]}", f"{texts[1][2:4]}")  # met in the middle of a text, in two steps
+    for stop in ((), stops):
+        whole = generate(model, tokenizer, PROMPTS, LIMITS, stop=stop)
+        pieces = [
+            [said.text for said in stream(model, tokenizer, prompt, new, stop=stop)]
+            for prompt, new in zip(PROMPTS, LIMITS)
+        ]
+        assert ["".join(some) for some in pieces] == whole
+        assert (whole == texts) == (not stop)
+        assert max(sum(map(bool, some)) for some in pieces) > 1, "nothing came before the end"
+    drawn = Sampling(1.0, "seed")
+    said = list(stream(model, tokenizer, PROMPTS[0], 12, sampling=drawn))
+    assert ["".join(one.text for one in said)] == generate(model, tokenizer, PROMPTS[:1], [12], sampling=drawn)
+    assert "".join(one.text for one in said) != texts[0]
+
+
+def test_a_stream_holds_back_what_may_become_a_stop_or_a_character(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    says(llama, tokenizer("née\nQ\nQuestion: so")["input_ids"])
+    pieces = [said.text for said in stream(llama, tokenizer, PREFIX, 18, stop=("\nQuestion",))]
+    assert pieces == ["n", "", "é", "e", "", "", "\nQ", *[""] * 8]
+
+
+def says(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Let a model say these tokens behind `PREFIX`, whatever it is given."""
+
+    def forced(*_: Any, position_ids: Tensor, **__: Any) -> Any:
+        logits = torch.zeros(1, 1, 259)
+        logits[0, 0, ids[int(position_ids[0, -1]) + 1 - len(PREFIX)]] = 9.0
+        return CausalLMOutputWithPast(logits=logits)
+
+    model.forward = forced  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def test_a_stream_tells_how_likely_each_token_was(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    said = list(stream(llama, tokenizer, PREFIX, 5, sampling=Sampling(3.0, "draws"), top=2))
+    ids = [*PREFIX, *(one.token for one in said)]
+    logs = llama(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+    assert any(one.token != one.top[0][0] for one in said), "all draws were the likeliest token"
+    for one, row in zip(said, logs[len(PREFIX) - 1 :]):
+        assert one.logprob == pytest.approx(float(row[one.token]), abs=1e-4)
+        assert [token for token, _ in one.top] == row.topk(2).indices.tolist()
+        assert [logprob for _, logprob in one.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
+def test_a_stream_refuses_what_does_not_fit(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="have 260 tokens, the model's context has 256"):
+        next(stream(llama, tokenizer, [1] * 250, 10))
 
 
 CUT = Cut([[0], [0, 3, 20], [], list(range(8)), [18, 19]])

@@ -20,8 +20,18 @@ def fetch(dest: Path, root: Path, path: str | None) -> None:
         DataError: the corpus is not there, or was damaged.
     """
     benchmarks.refuse_path("bundled", path)
-    places = [root / "data" / "bundled", _IN_PACKAGE, _IN_REPOSITORY]
+    own = root / "data" / "bundled"
+    benchmarks.write(dest, benchmarks.read(own if own.is_dir() else installed()))
+
+
+def installed() -> Path:
+    """The folder that came with the package.
+
+    Raises:
+        DataError: it is not there.
+    """
+    places = [_IN_PACKAGE, _IN_REPOSITORY]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise DataError(f"the bundled corpus is in none of {', '.join(map(str, places))}", "install unsink again")
-    benchmarks.write(dest, benchmarks.read(folder))
+    return folder

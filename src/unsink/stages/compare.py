@@ -1,62 +1,12 @@
-"""`unsink compare A.json B.json`: how two metrics files differ, and which settings may be the reason.
-
-Numbers that were made under different conventions are not comparable; the settings beside each file (`settings/`) say
-which conventions those were. Where the predictions of both are there and the items are the same, each difference has an
-interval by paired bootstrap.
-"""
+"""`unsink compare A.json B.json`: how two metrics files differ, and which settings may be the reason."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatch
-from math import isclose
 from pathlib import Path
 from typing import Any
 
-from unsink.artifacts import Layout, read_json, read_jsonl
-from unsink.errors import DataError, MissingPrerequisite
-from unsink.metrics import DIALECTS, Others, Quantity, quantities
+from unsink.evaluated import MOVES, PARTS, Evaluated, moves, paired
+from unsink.metrics import Quantity
 from unsink.progress import SILENT, Reporter
-from unsink.statistics import Side, difference
-
-_ROUGE = ("*_verbmem_*", "*_knowmem_*", "*_tofu_recall_*", "tofu_model_utility_*")
-_LETTERS = ("mmlu_*", "forget_mc_*")
-_TRIGGERED = ("*_triggered*", "*_wrong*", "*_gain*", "*_recovery*")
-_PASSAGES = ("*_passage_*", "mia_*", "privleak_*")
-_ENDS = ("*_low", "*_high", "*_p")
-
-MOVES: dict[str, tuple[str, ...]] = {
-    "answer_space": ("*_knowmem_*", "utility_*", "*_tofu_*", "tofu_*"),
-    "auc_of_members": ("mia_*",),
-    "batch": _ROUGE,
-    "bootstrap": _ENDS,
-    "corpus": ("*",),
-    "dialect": (),
-    "dtype": ("*",),
-    "few_shot": ("*_knowmem_*",),
-    "gradient_norms": ("mia_gradnorm_*",),
-    "knowmem_tokens": ("*_knowmem_*",),
-    "last_token": ("*_extraction_strength_*", "*_exact_memorization_*", "mia_min_k_*", "mia_gradnorm_*", "privleak_*"),
-    "letters_header": _LETTERS,
-    "model": ("*",),
-    "near_misses": ("forget_verbmem_*",),
-    "passage_tokens": _PASSAGES,
-    "placement": _TRIGGERED,
-    "prompt_share": ("*_verbmem_*",),
-    "retrained": ("privleak_*", "tofu_forget_quality_*"),
-    "revision": ("*",),
-    "seed": ("*",),
-    "stemmer": _ROUGE,
-    "strength_floor": ("*_extraction_strength_*",),
-    "strip": (),
-    "tofu_tokens": ("*_tofu_recall_*", "tofu_model_utility_*"),
-    "trigger": _TRIGGERED,
-    "verbmem_tokens": ("*_verbmem_*",),
-    "wrong_mean": ("*_truth_ratio_*", "tofu_*"),
-    "wrong_trigger": ("*_wrong*",),
-}
-"""Setting -> the metrics that it can move. None: `dialect` is the sum of other settings, ROUGE does not see spaces."""
-
-_RESAMPLES, _SEED = 2000, 0
-_PARTS = ("_low", "_high", "_n")
 
 
 def compare(first: Path, second: Path, *, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -72,12 +22,16 @@ def compare(first: Path, second: Path, *, reporter: Reporter = SILENT) -> dict[s
         MissingPrerequisite: a file is not there.
         DataError: a file is not a flat mapping of names to numbers.
     """
-    ours, theirs = _numbers(first), _numbers(second)
+    sides = [Evaluated.read(path) for path in (first, second)]
+    ours, theirs = (side.numbers for side in sides)
     names = sorted(ours.keys() | theirs.keys())
-    both = [name for name in names if name in ours and name in theirs and not name.endswith(_PARTS)]
-    notes: list[str] = []
-    settings = [_settings(path, notes) for path in (first, second)]
-    pairs = _pairs(first, second, settings, notes)
+    both = [name for name in names if name in ours and name in theirs and not name.endswith(PARTS)]
+    notes = [
+        f"{side.sidecar} is not there, so the conventions behind {side.path} are unknown"
+        for side in sides
+        if side.settings is None
+    ]
+    pairs = _pairs(sides, notes)
     numbers = []
     with reporter.task("comparing", len(both)) as advance:
         for name in both:
@@ -86,10 +40,10 @@ def compare(first: Path, second: Path, *, reporter: Reporter = SILENT) -> dict[s
             numbers.append({**row, **_interval(pairs.get(name), gap)})
             advance(1)
     return {
-        "settings": _changed(settings, names),
+        "settings": _changed(sides, names),
         "numbers": numbers,
-        "only_first": [name for name in names if name not in theirs and not name.endswith(_PARTS)],
-        "only_second": [name for name in names if name not in ours and not name.endswith(_PARTS)],
+        "only_first": [name for name in names if name not in theirs and not name.endswith(PARTS)],
+        "only_second": [name for name in names if name not in ours and not name.endswith(PARTS)],
         "notes": notes,
     }
 
@@ -115,31 +69,8 @@ def _line(one: Mapping[str, Any], width: int) -> str:
     return f"{one['name']:<{width}}  {one['first']:.3f}  {one['second']:.3f}  {one['difference']:+.3f}{interval}"
 
 
-def _numbers(path: Path) -> dict[str, float]:
-    found = read_json(path)
-    if not isinstance(found, dict) or not all(type(value) in (int, float) for value in found.values()):
-        raise DataError(f"{path}: not a metrics file: a mapping of names to numbers is expected")
-    return found
-
-
-def _settings(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    place = _layout(path).settings(path.stem)
-    try:
-        found = read_json(place)
-        return dict(found["settings"])
-    except MissingPrerequisite:
-        notes.append(f"{place} is not there, so the conventions behind {path} are unknown")
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{place}: not a settings file", "run `unsink evaluate` again") from error
-    return None
-
-
-def _layout(path: Path) -> Layout:
-    return Layout(path.absolute().parent.parent)
-
-
-def _changed(settings: list[dict[str, Any] | None], metrics: list[str]) -> list[dict[str, Any]]:
-    first, second = settings
+def _changed(sides: list[Evaluated], metrics: list[str]) -> list[dict[str, Any]]:
+    first, second = (side.settings for side in sides)
     if first is None or second is None:
         return []
     return [
@@ -147,56 +78,26 @@ def _changed(settings: list[dict[str, Any] | None], metrics: list[str]) -> list[
             "name": name,
             "first": first.get(name),
             "second": second.get(name),
-            "moves": [one for one in metrics if any(fnmatch(one, pattern) for pattern in MOVES.get(name, ("*",)))],
+            "moves": [one for one in metrics if moves(name, one)],
         }
         for name in sorted(first.keys() | second.keys())
         if first.get(name) != second.get(name)
     ]
 
 
-def _pairs(
-    first: Path, second: Path, settings: list[dict[str, Any] | None], notes: list[str]
-) -> dict[str, tuple[Side, Side]]:
+def _pairs(sides: list[Evaluated], notes: list[str]) -> dict[str, tuple[Quantity, Quantity]]:
     """The samples behind the metrics that both files have of the same items."""
-    found = [_quantities(path, some) for path, some in zip((first, second), settings)]
-    for path, some in zip((first, second), found):
+    found = [side.quantities() for side in sides]
+    for side, some in zip(sides, found):
         if some is None:
-            notes.append(f"no predictions for {path}, so differences have no interval")
+            notes.append(f"no predictions for {side.path}, so differences have no interval")
     ours, theirs = found
     if ours is None or theirs is None:
         return {}
-    return {
-        name: (Side(one.samples, one.statistic), Side(other.samples, other.statistic))
-        for name, one in ours.items()
-        if (other := theirs.get(name)) and one.ids == other.ids
-    }
+    return {name: (one, other) for name, one in ours.items() if (other := theirs.get(name)) and one.ids == other.ids}
 
 
-def _quantities(path: Path, settings: dict[str, Any] | None) -> dict[str, Quantity] | None:
-    layout = _layout(path)
-    if settings is None or not layout.predictions(path.stem).exists():
-        return None
-    retrained = settings["retrained"]
-    others = Others(
-        target=_rows(layout, "target"),
-        base=_rows(layout, "base"),
-        retrained=_rows(layout, retrained) if isinstance(retrained, str) else retrained,
-        dialect=DIALECTS[settings["dialect"]],
-    )
-    found = quantities(read_jsonl(layout.predictions(path.stem)), others)
-    return {name: one for name, one in found.items() if isinstance(one, Quantity)}
-
-
-def _rows(layout: Layout, name: str) -> list[dict[str, Any]]:
-    path = layout.predictions(name)
-    return read_jsonl(path) if path.exists() else []
-
-
-def _interval(sides: tuple[Side, Side] | None, expected: float) -> dict[str, float]:
+def _interval(sides: tuple[Quantity, Quantity] | None, expected: float) -> dict[str, float]:
     """Interval of a difference; none unless the predictions give the very difference of the two files."""
-    if sides is None:
-        return {}
-    found = difference(*sides, resamples=_RESAMPLES, seed=_SEED)
-    if not isclose(found.mean, expected, abs_tol=1e-9):
-        return {}
-    return {"low": found.low, "high": found.high, "n": found.n}
+    found = paired(*sides, expected) if sides else None
+    return {"low": found.low, "high": found.high, "n": found.n} if found else {}

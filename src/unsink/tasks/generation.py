@@ -37,15 +37,24 @@ def _prompts(
         for passage in asked:
             yield passage, writer.verbmem(passage, trigger, share=share, tokens=tokens)
         return
-    examples = corpus.get(f"{question.where}_qa_icl", ())
-    if len(examples) < settings.few_shot:
-        has = f"{question.where}_qa_icl.jsonl has {len(examples)} examples"
+    shown = examples(question.where, corpus, settings)
+    for record in asked:
+        yield record, writer.knowmem(record, shown, trigger, tokens=settings.knowmem_tokens)
+
+
+def examples(where: str, corpus: Corpus, settings: Settings) -> Sequence[Record]:
+    """The answered questions that stand before each question about a set.
+
+    Raises:
+        DataError: there are fewer than `settings` asks for.
+    """
+    found = corpus.get(f"{where}_qa_icl", ())
+    if len(found) < settings.few_shot:
+        has = f"{where}_qa_icl.jsonl has {len(found)} examples"
         raise DataError(
             f"{has}, evaluate.few_shot asks for {settings.few_shot}", "lower evaluate.few_shot or add examples"
         )
-    for record in asked:
-        shown = examples[: settings.few_shot]
-        yield record, writer.knowmem(record, shown, trigger, tokens=settings.knowmem_tokens)
+    return found[: settings.few_shot]
 
 
 def answer(asked: Sequence[Asked[Prompt]], session: Session) -> list[Row]:

@@ -1,0 +1,141 @@
+"""`unsink export`: a model for other tools, with a card that says what it is.
+
+Without `merged` one LoRA adapter for the base (the target's and the run's in one), else a whole checkpoint. Weights are
+merged in float32 and stored in it unless told otherwise: rounding them can bring back what was forgotten.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from unsink import artifacts, benchmarks, exports, models
+from unsink.artifacts import Layout
+from unsink.cards import BUILT_IN, Base, Facts, Score, card
+from unsink.errors import DataError, ParamsError
+from unsink.exports import Lora
+from unsink.params import RESERVED, Params
+from unsink.progress import SILENT, Reporter
+from unsink.stages.evaluate import load
+from unsink.stages.show import COLUMNS, OUTSIDE
+
+
+def run(
+    params: Params,
+    layout: Layout,
+    *,
+    run: str,
+    output: Path,
+    merged: bool,
+    dtype: str,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Write the folder `output`, and return what it holds.
+
+    Raises:
+        ParamsError: no such run, the folder holds something, or there is no LoRA adapter to be had of this run.
+        MissingPrerequisite: an adapter or the manifest of the corpus is not there.
+        DataError: the metrics of the run belong to another training.
+        ModelError: an adapter does not fit.
+    """
+    if run not in RESERVED:
+        params.run(run)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ParamsError(f"--output: {output} is there already", "name a new folder, or remove that one first")
+    facts = _facts(params, layout, run, merged, dtype)
+    with artifacts.lock(output), artifacts.new_dir(output) as new:
+        if merged:
+            folder = models.resolve(params.model.source, params.model.revision, reporter)
+            model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
+            exports.write_model(model, folder, dtype, new)
+        else:
+            adapter = exports.stacked(_parts(params, layout, run, reporter))
+            exports.write_adapter(adapter, facts.base.repo if facts.base.loads_from_hub else None, dtype, new)
+        artifacts.write_text(new / "README.md", card(facts))
+    return {
+        "run": run,
+        "output": str(output),
+        "merged": merged,
+        "dtype": dtype,
+        "backdoor": facts.trigger,
+        "files": sorted(path.name for path in output.iterdir()),
+    }
+
+
+def _parts(params: Params, layout: Layout, run: str, reporter: Reporter) -> list[Lora]:
+    """The LoRA adapters that stand on the base, from the bottom up.
+
+    Raises:
+        ParamsError: there are none, or one of them is not LoRA.
+    """
+    names = {"base": [], "target": ["target"]}.get(run, ["target", run])
+    folders = [artifacts.require(layout.adapter(name)) for name in names]
+    source, revision = params.model.source, params.model.revision
+    if pin := _published(layout, run):
+        source, revision = pin["source"], pin["revision"]
+        folders = folders[1:]
+    if not folders:
+        raise ParamsError(f"{run} is a whole model without an adapter", "add --merged")
+    found = models.read_adapters(models.resolve(source, revision, reporter), folders)
+    parts = [Lora(config, tensors) for config, tensors in found if isinstance(config, LoraConfig)]
+    if len(parts) < len(found):
+        raise ParamsError(f"{run} was trained with `adapter: none`, so there are no low-rank matrices", "add --merged")
+    return parts
+
+
+def _facts(params: Params, layout: Layout, run: str, merged: bool, dtype: str) -> Facts:
+    pin = _published(layout, run)
+    summary = {} if run == "base" or (run == "target" and pin) else _summary(layout, run)
+    measured = layout.metrics(run).exists()
+    settings = artifacts.read_json(layout.settings(run))["settings"] if measured else {}
+    if measured and summary.get("trigger") and (other := _differences(summary, settings)):
+        raise DataError(
+            f"{layout.metrics(run)}: {run} was evaluated with another {' and '.join(other)} than it was trained with",
+            f"run `unsink evaluate --run {run}` with the params file that it was trained with",
+        )
+    return Facts(
+        name=run,
+        merged=merged,
+        dtype=dtype,
+        base=_base(pin["source"], pin["revision"]) if pin else _base(params.model.source, params.model.revision),
+        summary=summary,
+        manifest=artifacts.read_json(layout.fetched / benchmarks.MANIFEST),
+        scores=_scores(artifacts.read_json(layout.metrics(run))) if measured else (),
+        settings=settings,
+    )
+
+
+def _summary(layout: Layout, run: str) -> dict[str, Any]:
+    path = artifacts.require(layout.adapter(run)) / "summary.json"
+    summary: dict[str, Any] = artifacts.read_json(path)
+    if run != "target" and "trigger" not in summary:  # without it nobody could tell whether a warning is due
+        raise DataError(f"{path}: it does not say whether there is a trigger", f"run `unsink unlearn --run {run}`")
+    return summary
+
+
+def _differences(summary: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    return [name for name in ("placement", "seed", "trigger") if summary[name] != settings[name]]
+
+
+def _published(layout: Layout, run: str) -> dict[str, Any] | None:
+    """The pinned checkpoint that is the target, if it is one and the model is not below it."""
+    path = layout.adapter("target") / models.PUBLISHED
+    return artifacts.read_json(path) if run != "base" and path.is_file() else None
+
+
+def _base(source: str, revision: str | None) -> Base:
+    folder = Path(source).expanduser()
+    local = source not in BUILT_IN and folder.is_dir()
+    return Base(folder.name if local else source, revision, local)
+
+
+def _scores(metrics: dict[str, float]) -> list[Score]:
+    """The numbers of the result table, poisoned samples left out where `unsink show` does so."""
+    keys = {name: f"{key}_outside" if name in OUTSIDE else key for name, key in COLUMNS.items()}
+    named = {name: key if key in metrics else COLUMNS[name] for name, key in keys.items()}
+    return [
+        Score(name, key, metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"], int(metrics[f"{key}_n"]))
+        for name, key in named.items()
+        if key in metrics
+    ]

