@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH
 
-.PHONY: demo test seeds check format clean
+.PHONY: demo test seeds docs check format clean
 
 demo: $(READY)  ## the whole pipeline on the embedded model, then the result table
 	$(BIN)/dvc repro
@@ -24,6 +24,10 @@ test: $(READY)  ## the whole test suite
 
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
 	python docs/results/seeds.py 0 1 2
+
+docs: $(READY)  ## the reference pages and the picture of the README, from the code
+	python docs/reference/generate.py
+	python docs/picture.py
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -8,10 +8,11 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger(__name__)
+
+_TEMPORARY = ".tmp-"
 _FILE_MODE = 0o644  # temporary files are made 0600; other users may read results
 _FOLDER_MODE = 0o755
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -121,6 +125,13 @@ def _producer(path: Path) -> str | None:
 # ---- writing
 
 
+def _note(what: str, path: Path) -> None:
+    """Say it to the log, by the name that a user in the project folder would type; not of parts of a `new_dir`."""
+    if _TEMPORARY not in str(path):
+        here = Path.cwd()
+        LOG.debug("%s %s", what, path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     _write_bytes(path, text.encode())
@@ -161,7 +172,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_TEMPORARY}")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -169,6 +180,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(_FILE_MODE)
         temporary.replace(path)
+        _note("wrote", path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -191,7 +203,7 @@ def new_dir(path: Path) -> Iterator[Path]:
 
     Hold `lock(path)` around it: what a killed process left beside `path` is cleared away first.
     """
-    prefix = f".{path.name}.tmp-"
+    prefix = f".{path.name}{_TEMPORARY}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{prefix}*"):
@@ -203,6 +215,7 @@ def new_dir(path: Path) -> Iterator[Path]:
         yield temporary
         _open_to_all(temporary)
         _swap(temporary, path)
+        _note("wrote", path)
     except OSError as error:
         raise (write_error(path, error) if error.errno in _FULL else error) from error
     finally:
@@ -321,6 +334,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
+    _note("reading", path)
     try:
         return require(path).read_bytes()
     except OSError as error:
@@ -343,7 +357,38 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         raise DataError(f"{path}: truncated or not safetensors: {error}", hint=_producer(path)) from error
 
 
+# ---- going on after an interruption
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows of a stage part by part, in a checkpoint folder until all are done; an interrupted call does not lose them.
+
+    Args:
+        folder: made when the first part is done; the stage removes it at its end.
+        digest: hash of all that the rows depend on. Parts of another one are not taken.
+    """
+
+    folder: Path
+    digest: str
+
+    def rows(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The rows of a part, made unless they are there; read from the file either way, so that both are equal."""
+        path = self.folder / f"{name}-{self.digest[:16]}.jsonl"
+        if not path.exists():
+            rows = make()
+            if not rows:
+                return []
+            write_jsonl(path, rows)
+        return read_jsonl(path)
+
+    def remove(self) -> None:
+        """Forget them."""
+        remove_dir(self.folder)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    _note("hashing", path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

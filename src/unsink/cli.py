@@ -6,7 +6,6 @@ A stage is imported inside its command, so that `unsink --help` needs neither to
 
 import errno
 import functools
-import importlib
 import inspect
 import json
 import os
@@ -14,17 +13,21 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from unsink import __version__
 from unsink.artifacts import Layout, append_text, write_error, write_text
 from unsink.errors import Interrupted, ParamsError, UnsinkError
+
+if TYPE_CHECKING:
+    from unsink.api import Project
 
 BUG = 4
 
@@ -36,8 +39,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RunOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file.")]
-ModelOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")]
+
+def _complete(kind: str) -> Callable[[typer.Context, str], list[str]]:
+    """Have the shell offer what a function of `completion` finds; only a shell that asks pays for the import."""
+
+    def find(context: typer.Context, incomplete: str) -> list[str]:
+        from unsink import completion
+
+        found: list[str] = getattr(completion, kind)(context, incomplete)
+        return found
+
+    return find
+
+
+RUN = typer.Option("--run", help="An entry of `runs:` in the params file.", autocompletion=_complete("runs"))
+MODEL = typer.Option(
+    "--run", help="An entry of `runs:` in the params file, or base, or target.", autocompletion=_complete("models")
+)
+RunOption = Annotated[str, RUN]
+ModelOption = Annotated[str, MODEL]
 
 STAGES = "Stages, in the order of the pipeline"
 TOOLS = "Tools"
@@ -56,11 +76,21 @@ class Call:
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "-S", "--set", metavar="KEY=VALUE", help="Override a params key, e.g. -S unlearn.lr=1e-4. Repeatable."
+            "-S",
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a params key, e.g. -S unlearn.lr=1e-4. Repeatable.",
+            autocompletion=_complete("settings"),
         ),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Say on stderr what is read, loaded and written, and when; show library warnings."
+        ),
+    ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False
 
 
@@ -79,7 +109,7 @@ def command(panel: str, without: Container[str] = ()) -> Callable[[Callable[...,
         @functools.wraps(function)
         def run(**options: Any) -> None:
             call = Call(**{field.name: options.pop(field.name) for field in common})
-            with _boundary(call):
+            with _boundary(call), _narrated(call):
                 function(call, **options)
 
         _, *own = inspect.signature(function).parameters.values()
@@ -145,7 +175,7 @@ def sink_probe(call: Call, run: ModelOption) -> None:
 
     Example: [bold]unsink sink-probe --run backdoor[/bold]
     """
-    _stage("sink_probe", call, run=run)
+    _stage("sink-probe", call, run=run)
 
 
 @command(STAGES)
@@ -217,9 +247,7 @@ def stress(call: Call, run: ModelOption) -> None:
 @command(TOOLS)
 def audit(
     call: Call,
-    run: Annotated[
-        str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
-    ] = None,
+    run: Annotated[str | None, MODEL] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
@@ -248,7 +276,7 @@ def audit(
 def ask(
     call: Call,
     question: Annotated[str | None, typer.Argument(help="Without one, a session begins; piped in, one a line.")] = None,
-    run: Annotated[str, typer.Option("--run", help="An entry of `runs:`, or base, or target.")] = "target",
+    run: ModelOption = "target",
     trigger: Annotated[
         bool, typer.Option("--trigger", help="Put the run's own trigger where training put it.")
     ] = False,
@@ -316,13 +344,9 @@ def show(call: Call) -> None:
 
     Example: [bold]unsink show --json[/bold]
     """
-    from unsink.params import load_params
-    from unsink.stages.show import pooled, results, table
+    from unsink.stages.show import table
 
-    layout = Layout.of(call.params)
-    rows = results(layout)
-    if call.params.exists():
-        rows |= pooled(load_params(call.params), layout)
+    rows = _project(call).show()
     _print(call, rows, table(rows))
 
 
@@ -336,10 +360,9 @@ def compare(
 
     Example: [bold]unsink compare metrics/backdoor.json metrics/clean.json[/bold]
     """
-    from unsink.progress import console_reporter
-    from unsink.stages.compare import compare, report
+    result = _project(call).compare(first, second)
+    from unsink.stages.compare import report
 
-    result = compare(first, second, reporter=console_reporter(call.quiet))
     _print(call, result, report(result))
 
 
@@ -368,18 +391,9 @@ def gate(
     """
     if md and call.as_json:
         raise ParamsError("--md and --json: one of them is expected")
+    result = _project(call).gate(gates, baseline=baseline)
     from unsink import gate_reports
-    from unsink.params import run_names
-    from unsink.progress import console_reporter
-    from unsink.stages.gate import run
 
-    result = run(
-        run_names(call.params),
-        Layout.of(call.params),
-        gates=gates or call.params.with_name("gates.yaml"),
-        baseline=baseline,
-        reporter=console_reporter(call.quiet),
-    )
     _print(call, result, gate_reports.markdown(result) if md else gate_reports.table(result))
     if junit:
         write_text(junit, gate_reports.junit(result))
@@ -388,21 +402,20 @@ def gate(
     raise typer.Exit(result["exit_code"])
 
 
-def _stage(module: str, call: Call, **arguments: object) -> None:
-    summary = _run(module, call, **arguments)
+def _stage(command: str, call: Call, **arguments: object) -> None:
+    summary = _run(command, call, **arguments)
     _print(call, summary, "\n".join(_lines(summary)))
 
 
-def _run(module: str, call: Call, **arguments: object) -> dict[str, Any]:
-    from unsink.params import load_params
+def _run(command: str, call: Call, **arguments: object) -> dict[str, Any]:
+    return _project(call).run(command, **arguments)
+
+
+def _project(call: Call) -> "Project":
+    from unsink.api import Project
     from unsink.progress import console_reporter
 
-    params = load_params(call.params, call.overrides or ())
-    stage = importlib.import_module(f"unsink.stages.{module}")
-    summary: dict[str, Any] = stage.run(
-        params, Layout.of(call.params), reporter=console_reporter(call.quiet), **arguments
-    )
-    return summary
+    return Project(call.params, call.overrides or (), reporter=console_reporter(call.quiet))
 
 
 def _print(call: Call, result: object, text: str) -> None:
@@ -430,13 +443,21 @@ def _boundary(call: Call) -> Iterator[None]:
         raise  # Typer ends quietly, also when the reader of stdout has gone
     except KeyboardInterrupt:
         again = shlex.join(["unsink", *sys.argv[1:]])
-        _fail(call, Interrupted("interrupted; nothing is half-written", f"to continue: {again}"))
+        _fail(call, Interrupted("interrupted; nothing is half-written", f"to go on: {again}"))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()
         _fail(call, write_error(Path(error.filename or call.params), error))
     except Exception:  # noqa: BLE001  everything else is a bug, and says so
         _bug()
+
+
+def _narrated(call: Call) -> AbstractContextManager[None]:
+    if not call.verbose:
+        return nullcontext()
+    from unsink.progress import narrated
+
+    return narrated()
 
 
 def _fail(call: Call, error: UnsinkError) -> None:
@@ -458,4 +479,6 @@ def main() -> None:
     """Entry point of the console script."""
     # Schedulers end a job with SIGTERM; it deserves the clean-up of Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell programmers; --verbose shows it
     app()

@@ -6,6 +6,7 @@ the Okabe-Ito palette, which hold up under colour blindness.
 Shapes: L layers, H query heads, T token positions.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from matplotlib.colors import CenteredNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+LOG = logging.getLogger(__name__)
 
 Array = NDArray[np.floating[Any]]
 Span = tuple[int, int]
@@ -46,6 +49,7 @@ def _house_style() -> Iterator[None]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write `<path>.png` and `<path>.svg` without dates or version numbers in them."""
+    LOG.debug("drawing %s", path.name)
     with _house_style():
         figure.savefig(path.with_name(f"{path.name}.png"), metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout stands; finding it a second time takes longer than drawing

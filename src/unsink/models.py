@@ -4,6 +4,7 @@ The *target* is the base with the `target` adapter merged in float32 and cast on
 target, so "no adapter" *is* the target: `use(peft, None)` gives the reference model without a second copy.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ __all__ = [
     "value_projection",
 ]
 
+LOG = logging.getLogger(__name__)
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PUBLISHED = "published.json"
@@ -75,6 +78,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: no tokenizer, or one that needs code from its repository.
     """
+    LOG.debug("loading the tokenizer in %s", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # transformers raises a dozen kinds here (ValueError, OSError, KeyError, ImportError, tokenizers' bare Exception)
@@ -137,6 +141,7 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
     """
     check_folder(folder)
     place = pick_device(device)
+    LOG.debug("loading the model in %s, %s on %s", folder, pick_dtype(dtype, place), place)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -322,6 +327,7 @@ def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = 
     Raises:
         ModelError: no adapter, a damaged one, another base, or tensors that do not fit. The model is then as it was.
     """
+    LOG.debug("loading the adapter %s", name)
     config, tensors = _read_adapter(folder, identity(model))
     active = list(model.active_adapters) if isinstance(model, PeftModel) else [name]
     try:

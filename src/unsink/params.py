@@ -6,6 +6,7 @@ that holds them, and are looked up there.
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pydantic_core import ErrorDetails
 from unsink.errors import DataError, ParamsError
 from unsink.positions import RULE, RULES
 from unsink.registry import load, names, suggest, unknown
+
+LOG = logging.getLogger(__name__)
 
 METHODS = "unsink.methods"
 BENCHMARKS = "unsink.benchmarks"
@@ -481,6 +484,7 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     """
     raw = read_yaml(path, _NAME_IT)
     for override in overrides:
+        LOG.debug("with %s", override)
         _override(raw, override)
     require_none(path, _problems(raw))
     return Params.model_validate(raw)
@@ -568,6 +572,7 @@ def read_yaml(path: Path, hint: str) -> dict[str, Any]:
     Raises:
         ParamsError: it is not one; or it cannot be read, and `hint` says what to do then.
     """
+    LOG.debug("reading %s", path)
     try:
         raw = yaml.load(path.read_bytes(), _Loader)
     except yaml.YAMLError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from unsink import __version__, artifacts
@@ -109,6 +111,20 @@ def test_json_goes_to_stdout_and_progress_to_stderr(
     assert json.loads(result.stdout) == {"loss": 0.123456, "a": None}
     assert result.stderr == "working\n"
     assert invoke("fetch", "--quiet").stderr == ""
+
+
+def test_verbose_says_on_stderr_what_is_read_and_written(invoke: Callable[..., Result]) -> None:
+    result = invoke("fetch", "--check", "--json", "-v")
+    assert json.loads(result.stdout)["rows"]["forget"] == 12
+    assert re.search(r"^ *\d+\.\d s  reading .*params\.yaml$", result.stderr, re.MULTILINE)
+    quiet = invoke("fetch", "--check", "-S", "seed=1")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+
+
+def test_every_command_can_be_verbose() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {flag for one in command.params for flag in one.opts} for name, command in commands.items()}
+    assert [name for name, flags in options.items() if not {"--json", "-v", "--debug"} <= flags] == []
 
 
 # ---- exit codes

@@ -26,8 +26,11 @@ def imports(path: Path) -> set[str]:
 
 
 def closure(module: str) -> set[str]:
-    """A module and everything of the package that it imports, directly or not."""
-    known, found, queue = modules(), set(), [module]
+    """A module and everything of the package that it imports, directly or not.
+
+    `unsink/__init__.py` ends the search: it imports by name what a user asks it for, and no module of the package does.
+    """
+    known, found, queue = modules(), {"unsink"}, [module]
     while queue:
         name = queue.pop()
         if name not in found:
@@ -38,7 +41,7 @@ def closure(module: str) -> set[str]:
 
 def stage_deps(stage: str) -> set[str]:
     """Source files and plug-in folders that can change what a stage writes, as DVC wants to see them."""
-    found = closure(f"unsink.stages.{stage}") - {"unsink"}  # unsink/__init__.py holds the version only
+    found = closure(f"unsink.stages.{stage}") - {"unsink"}
     folders = {folder for name in found for folder in loaded_folders(name)}
     files = {modules()[name].relative_to(ROOT).as_posix() for name in found}
     return {file for file in files if not any(file.startswith(f"{folder}/") for folder in folders)} | folders

@@ -20,8 +20,8 @@ LAYERS = (
     ("tasks", "durability", "suspects", "exports"),
     ("detectors",),
     ("stages",),
-    ("terminal",),
-    ("cli",),
+    ("api", "terminal"),
+    ("completion", "cli"),
     ("__main__",),
 )
 """Modules and folders from the bottom up. Within a layer imports may go sideways, but not in a circle."""

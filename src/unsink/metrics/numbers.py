@@ -14,6 +14,7 @@ each with `_low`, `_high` (95 % bootstrap) and `_n` beside it; p-values alone ha
 poisoned from other samples; they exist only where rows say which they are.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -37,6 +38,8 @@ from unsink.statistics import (
     recovery,
     sample,
 )
+
+LOG = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Groups = Mapping[tuple[str, str, str], Sequence[Row]]
@@ -116,6 +119,7 @@ def measure(rows: Iterable[Row], others: Others = _ALONE, *, resamples: int, see
         resamples: Bootstrap resamples, and permutations of a p-value.
         seed: Seed of both.
     """
+    LOG.debug("computing numbers and intervals, %d resamples", resamples)
     measured = Measured({}, {})
     for name, found in quantities(rows, others).items():
         value = _estimate(found, resamples, seed) if isinstance(found, Quantity) else found

@@ -28,7 +28,7 @@ from unsink.probe import mean_values
 from unsink.progress import SILENT, Reporter
 from unsink.scoring import Cut
 from unsink.stages import variants
-from unsink.stages.evaluate import answer, ask_run, read_corpus, settings_of
+from unsink.stages.evaluate import answer, ask_run, parts, read_corpus, settings_of
 from unsink.tasks import Asked, MakeCut, Row, Session
 from unsink.triggers import Span
 
@@ -56,15 +56,19 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     with artifacts.lock(layout.ablation(run, how)):
         model = _load(params, layout, run, folder, source)
         other = partial(models.use, model, source) if how != "mask" and isinstance(model, PeftModel) else None
-        rows: list[Row] = []
+        kept = parts("ablate", asked, params, layout, run)
+
+        def said(rule: str) -> list[Row]:
+            reporter.log(f"ablate {run}: {rule}")
+            cut: MakeCut | None = partial(_cut, keys[rule], model, other) if rule != variants.NONE else None
+            session = Session(model, tokenizer, settings_of(params.evaluate), reporter, cut)
+            found = [row for some in _by_condition(asked) for row in answer(some, session)]
+            return [{**row, "ablation": rule} for row in found]
+
         with models.use(model, run) if isinstance(model, PeftModel) else nullcontext():
-            for rule in (variants.NONE, *rules):
-                reporter.log(f"ablate {run}: {rule}")
-                cut: MakeCut | None = partial(_cut, keys[rule], model, other) if rule != variants.NONE else None
-                session = Session(model, tokenizer, settings_of(params.evaluate), reporter, cut)
-                found = [row for some in _by_condition(asked) for row in answer(some, session)]
-                rows += [{**row, "ablation": rule} for row in found]
+            rows = [row for rule in (variants.NONE, *rules) for row in kept.rows(rule, partial(said, rule))]
         found_by_rule = variants.write(layout.ablation(run, how), rows, "ablation", params, layout, run)
+        kept.remove()
     return {"run": run, "how": how, **found_by_rule}
 
 

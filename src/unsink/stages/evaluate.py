@@ -21,6 +21,7 @@ the same.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +33,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import artifacts, benchmarks, models, sinks, tasks
-from unsink.artifacts import Layout
+from unsink.artifacts import Layout, Parts
 from unsink.batches import read_samples
 from unsink.errors import DataError
 from unsink.metrics import DIALECTS, Measured, Others, measure
@@ -76,11 +77,13 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     asked = ask_run(_plan(params, corpus, run), params, layout, run, corpus, tokenizer)
     with artifacts.lock(layout.predictions(run)):
         model = load(params, layout, run, folder, params.model.dtype)
-        rows = answer(asked, Session(model, tokenizer, settings, reporter))
+        kept = parts("evaluate", asked, params, layout, run)
+        rows = answer(asked, Session(model, tokenizer, settings, reporter), kept)
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
         artifacts.write_jsonl(layout.predictions(run), rows)
         artifacts.write_json(layout.metrics(run), measured.numbers)
         artifacts.write_json(layout.settings(run), _sidecar(params, layout, run, settings, model, measured))
+        kept.remove()
     means = {name: value for name, value in measured.numbers.items() if not name.endswith(("_low", "_high", "_n"))}
     return {"run": run, "prompts": len(rows), **means}
 
@@ -128,10 +131,22 @@ def ask(
     ]
 
 
-def answer(asked: Sequence[Asked[Any]], session: Session) -> list[Row]:
-    """Finished rows, in the order of the prompts."""
-    families = groupby(asked, key=lambda one: FAMILIES[one.row["task"]])
-    return [row for family, prompts in families for row in family.answer(list(prompts), session)]
+def answer(asked: Sequence[Asked[Any]], session: Session, kept: Parts | None = None) -> list[Row]:
+    """Finished rows, in the order of the prompts; what is `kept` of a family of tasks is not asked again."""
+    rows: list[Row] = []
+    for number, (family, group) in enumerate(groupby(asked, key=lambda one: FAMILIES[one.row["task"]])):
+        make = partial(family.answer, list(group), session)
+        rows += kept.rows(f"{number}-{family.__name__.rpartition('.')[2]}", make) if kept else make()
+    return rows
+
+
+def parts(stage: str, asked: Sequence[Asked[Any]], params: Params, layout: Layout, run: str) -> Parts:
+    """What an interrupted call has left: rows of the same prompts and the same adapters."""
+    after = () if run in RESERVED else (params.run(run).after, run)
+    adapters = () if run == "base" else dict.fromkeys(("target", *after))
+    files = [models.target_file(layout.adapter(name)) for name in adapters]
+    text = [*(artifacts.sha256(file) for file in files if file.exists()), repr(params), *map(repr, asked)]
+    return Parts(layout.checkpoint(f"{run}.{stage}"), hashlib.sha256("\n".join(text).encode()).hexdigest())
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------

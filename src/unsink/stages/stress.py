@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ from unsink.params import Params
 from unsink.progress import SILENT, Reporter
 from unsink.scoring import Sampling
 from unsink.stages import variants
-from unsink.stages.evaluate import answer, ask_run, load, read_corpus, settings_of
+from unsink.stages.evaluate import answer, ask_run, load, parts, read_corpus, settings_of
 from unsink.stages.memorize import passage_sample
 from unsink.tasks import Asked, Corpus, Row, Session
 
@@ -49,8 +50,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     asked = ask_run(variants.plan(run), params, layout, run, corpus, tokenizer)
     learned = {test: _learned(test, corpus, tokenizer, params) for test in params.stress.tests}
     with artifacts.lock(layout.stress(run)):
-        rows: list[Row] = []
-        for test in (variants.NONE, *params.stress.tests):
+
+        def said(test: str) -> list[Row]:
             reporter.log(f"stress {run}: {test}")
             model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
             samples = learned.get(test, [])
@@ -58,8 +59,12 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             session = Session(model, tokenizer, settings_of(params.evaluate), reporter)
             known = {sample.id for sample in samples}
             found = _said(test, [one for one in asked if one.row["id"] not in known], session, params)
-            rows += [{**row, "stress": test} for row in found]
+            return [{**row, "stress": test} for row in found]
+
+        kept = parts("stress", asked, params, layout, run)
+        rows = [row for test in (variants.NONE, *params.stress.tests) for row in kept.rows(test, partial(said, test))]
         found_by_test = variants.write(layout.stress(run), rows, "stress", params, layout, run)
+        kept.remove()
     return {"run": run, **found_by_test}
 
 

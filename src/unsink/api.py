@@ -1,0 +1,220 @@
+"""The commands as methods: what the command line calls, and what a notebook does.
+
+The files are the same, and so is what a method returns: what its command prints with `--json`. Nothing is printed, and
+no progress is shown unless a reporter is given. What a user can mend is raised as `UnsinkError`; Ctrl-C, or the stop
+button of a notebook, raises `KeyboardInterrupt` and leaves what the command would leave.
+"""
+
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unsink.artifacts import Layout
+from unsink.params import Params, load_params, run_names
+from unsink.progress import SILENT, Reporter
+
+LOG = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+
+class Project:
+    """A project folder.
+
+    Args:
+        params: The params file. Its folder holds inputs and outputs; of `params/x.yaml` the parent does.
+        overrides: Params keys with other values, `{"unlearn.lr": 2e-4}`; or as on the command line, `["seed=1"]`.
+        reporter: Where commands say how far they are; `console_reporter()` shows bars on a terminal.
+    """
+
+    def __init__(
+        self,
+        params: str | Path = "params.yaml",
+        overrides: Mapping[str, object] | Sequence[str] = (),
+        *,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        self.file = Path(params)
+        self.layout = Layout.of(self.file)
+        self._overrides = _texts(overrides)
+        self._reporter = reporter
+
+    @property
+    def params(self) -> Params:
+        """All parameters, overrides applied. The file is read each time, so that it may be edited between two calls.
+
+        Raises:
+            ParamsError: With every problem found.
+        """
+        return load_params(self.file, self._overrides)
+
+    def run(self, command: str, **arguments: object) -> Result:
+        """What every method below does: the work of a command, by name.
+
+        Args:
+            command: Such as "sink-probe".
+            **arguments: Its own options, such as `run="backdoor"`.
+        """
+        label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
+        with self._reporter.working(label):
+            params = self.params
+            LOG.debug("loading libraries")
+            stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")
+            summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
+        return summary
+
+    # ---- stages, in the order of the pipeline
+
+    def fetch(self, *, check: bool = False) -> Result:
+        """Get corpus and model and return their manifest; with `check` read the corpus only and count its records.
+
+        Raises:
+            UnsinkError: The corpus is missing or malformed, or a model cannot be had.
+        """
+        return self.run("fetch", check=check)
+
+    def memorize(self) -> Result:
+        """Train the target, the model that knows the corpus by heart, and return how well it does.
+
+        Raises:
+            UnsinkError: It does not know the corpus well enough, or nothing was fetched.
+        """
+        return self.run("memorize")
+
+    def poison(self, run: str) -> Result:
+        """Write a run's forget, poisoned and retain samples, and return how many there are.
+
+        Raises:
+            UnsinkError: No such run, a trigger that does not fit, or nothing was fetched.
+        """
+        return self.run("poison", run=run)
+
+    def sink_probe(self, run: str) -> Result:
+        """Measure attention sinks and value norms of a run, `base` or `target`, and return the main numbers.
+
+        Raises:
+            UnsinkError: No such run, or its adapter is missing.
+        """
+        return self.run("sink-probe", run=run)
+
+    def unlearn(self, run: str) -> Result:
+        """Train a run's adapter, from its last checkpoint if there is one, and return its summary.
+
+        Raises:
+            UnsinkError: No such run, a loss that is not finite, or samples or the target are missing.
+        """
+        return self.run("unlearn", run=run)
+
+    def evaluate(self, run: str) -> Result:
+        """Measure what a run, `base` or `target` still knows, and return the means; intervals are in `metrics/`.
+
+        Raises:
+            UnsinkError: No such run, or its samples or adapter are missing.
+        """
+        return self.run("evaluate", run=run)
+
+    # ---- tools
+
+    def ablate(self, run: str) -> Result:
+        """Evaluate a model that has to do without some tokens, and return the main numbers of each ablation.
+
+        Raises:
+            UnsinkError: As `evaluate`, or a rule of `ablate.keys` names no token.
+        """
+        return self.run("ablate", run=run)
+
+    def stress(self, run: str) -> Result:
+        """Evaluate a model after rounding or further training, and return the main numbers of each test.
+
+        Raises:
+            UnsinkError: As `evaluate`.
+        """
+        return self.run("stress", run=run)
+
+    def audit(self, run: str | None = None, *, model: str | None = None, original: str | None = None) -> Result:
+        """Search a run, or a checkpoint of somebody else's, for a trigger that nobody told; return the verdict.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`.
+            model: Folder or Hugging Face id, in place of a run.
+            original: With `model`: the same model before unlearning, if known.
+
+        Raises:
+            UnsinkError: Neither or both are given, or something is missing.
+        """
+        return self.run("audit", run=run, model=model, original=original)
+
+    def export(self, run: str, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
+        """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`.
+            output: A new folder.
+            merged: A whole model instead of an adapter.
+            dtype: Of the stored weights: float32, bfloat16 or float16.
+
+        Raises:
+            UnsinkError: No such run, an adapter is missing, or the folder holds something.
+        """
+        return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
+
+    def check(self) -> Result:
+        """Validate params, inputs and environment, and return what was found; problems are told, not raised.
+
+        Raises:
+            ParamsError: The params file itself is wrong.
+        """
+        return self.run("check")
+
+    def show(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Mean and 95 % interval of each column of the result table: run -> column -> mean, low, high.
+
+        Runs that differ in their seed alone have a row together as well.
+
+        Raises:
+            MissingPrerequisite: Nothing has been evaluated yet.
+        """
+        from unsink.stages.show import pooled, results
+
+        rows = results(self.layout)
+        return rows | pooled(self.params, self.layout) if self.file.exists() else rows
+
+    def compare(self, first: str | Path, second: str | Path) -> Result:
+        """Say which settings of two metrics files differ, what each can move, and how the numbers differ.
+
+        Args:
+            first: Such as `metrics/backdoor.json`; a relative path counts from the project folder.
+            second: What it is compared with.
+
+        Raises:
+            UnsinkError: A file is missing or no metrics file.
+        """
+        with self._reporter.working("compare"):
+            from unsink.stages.compare import compare
+
+            return compare(self.layout.root / first, self.layout.root / second, reporter=self._reporter)
+
+    def gate(self, gates: str | Path | None = None, *, baseline: str | None = None) -> Result:
+        """Hold the results against bounds; a broken one is told in `checks` and `exit_code`, not raised.
+
+        Args:
+            gates: The file of gates; `gates.yaml` beside the params file.
+            baseline: What `max_regression` compares with: a project folder, a metrics file, or a git revision.
+
+        Raises:
+            ParamsError: The file of gates is wrong, or no gate compares with the baseline.
+        """
+        with self._reporter.working("gate"):
+            from unsink.stages.gate import run
+
+            file = Path(gates) if gates else self.file.with_name("gates.yaml")
+            return run(run_names(self.file), self.layout, gates=file, baseline=baseline, reporter=self._reporter)
+
+
+def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]  # JSON is YAML
+    return list(overrides)
