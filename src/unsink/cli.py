@@ -214,6 +214,37 @@ def audit(
 
 
 @command(TOOLS)
+def mitigate(
+    call: Call,
+    run: Annotated[
+        str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
+    ] = None,
+    how: Annotated[
+        list[str] | None,
+        typer.Option("--how", metavar="NAME", help="A mitigation, in place of those in `mitigate.how`. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
+    ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
+        ),
+    ] = None,
+) -> None:
+    """Repair a model that may hide a trigger, or guard it; measure what that brought and cost, and audit it again.
+
+    Example: [bold]unsink mitigate --run backdoor --how random-prefix --how displace[/bold]
+    """
+    result = _run("mitigate", call, run=run, model=model, original=original, how=how or ())
+    from unsink.stages.mitigate import report
+
+    _print(call, result, report(result))
+
+
+@command(TOOLS)
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 

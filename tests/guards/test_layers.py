@@ -17,14 +17,14 @@ LAYERS = (
     ("methods", "objective"),
     ("trainer", "scoring"),
     ("tasks", "durability", "suspects"),
-    ("detectors",),
+    ("detectors", "mitigations"),
     ("stages",),
     ("cli",),
     ("__main__",),
 )
 """Modules and folders from the bottom up. Within a layer imports may go sideways, but not in a circle."""
 
-PLUGINS = ("methods", "benchmarks")
+PLUGINS = ("methods", "benchmarks", "mitigations")
 NAMES = sorted(set(modules()) - {"unsink"})
 
 
