@@ -108,6 +108,11 @@ class Counter:
             self.cost[name] = self.cost.get(name, 0) + passes * number
 
 
+def names() -> list[str]:
+    """Names of all mitigations."""
+    return registry.names("unsink.mitigations")
+
+
 def load(name: str) -> ModuleType:
     """The module of that name.
 

@@ -98,7 +98,7 @@ def reunlearn(
     runner.remember([*forget, *retain], reporter=reporter)
     method.prepare(runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
     objective = Objective(runner, method, training.weights)
-    decks: dict[Kind, Sequence[Sample]] = {"forget": forget, "retain": retain}
+    decks: dict[Kind, Sequence[Sample]] = {"forget": forget, "retain": retain if method.needs_retain else ()}
     counter = Counter()
 
     def terms(number: int, history: History) -> dict[str, Tensor]:
