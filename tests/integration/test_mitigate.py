@@ -13,6 +13,7 @@ from unsink import artifacts, models
 from unsink.cli import app
 from unsink.errors import DataError, MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import evaluate, mitigate, unlearn
+from unsink.tasks import Question, Session
 
 GATE = ("unlearn.steps=60", "evaluate.metrics=[verbmem, utility]", "evaluate.bootstrap=100")
 KNOWN = "mitigate.trigger=midnight crabs"
@@ -27,6 +28,11 @@ def gated(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unlearn.run(params, layout, run="backdoor")
     evaluate.run(params, layout, run="target")
     return folder
+
+
+@pytest.fixture
+def own(gated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(gated, tmp_path / "own"))
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +94,10 @@ def test_a_repair_is_an_adapter_on_the_run_and_on_no_other_model(done: dict[str,
     assert done
     params, layout = project(gated, *GATE)
     model: Any = mitigate.repaired(params, layout, "backdoor", "random-prefix")
-    names = evaluate.settings_of(params.evaluate), models.load_tokenizer(models.resolve("tiny"))
-    corpus = evaluate.read_corpus(layout)
-    asked = evaluate.ask([evaluate.Question("verbmem", "forget", "clean")], corpus, names[1], names[0], {"clean": None})
-    rows = evaluate.answer(asked, evaluate.Session(model, names[1], names[0]))
+    settings, tokenizer = evaluate.settings_of(params.evaluate), models.load_tokenizer(models.resolve("tiny"))
+    plan = [Question("verbmem", "forget", "clean")]
+    asked = evaluate.ask(plan, evaluate.read_corpus(layout), tokenizer, settings, {"clean": None})
+    rows = evaluate.answer(asked, Session(model, tokenizer, settings))
     saved = artifacts.read_jsonl(layout.mitigation("backdoor", "random-prefix") / "predictions.jsonl")
     wanted = [
         row["output"]
@@ -104,12 +110,12 @@ def test_a_repair_is_an_adapter_on_the_run_and_on_no_other_model(done: dict[str,
         models.add_adapter(target, layout.mitigation("backdoor", "random-prefix"), "repair")
 
 
-def test_the_repair_never_reads_the_split_of_a_run(gated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repair_never_reads_the_split_of_a_run(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With another trigger in the params and the split gone from reach, the same adapter comes out."""
-    params, layout = project(gated, *GATE, "mitigate.reaudit=false", "mitigate.unlearn.steps=3")
+    params, layout = project(own, *GATE, "mitigate.reaudit=false", "mitigate.unlearn.steps=3")
     mitigate.run(params, layout, run="backdoor", how=["random-prefix"])
     first = (layout.mitigation("backdoor", "random-prefix") / WEIGHTS).read_bytes()
-    other, _ = project(gated, *GATE, "mitigate.reaudit=false", "mitigate.unlearn.steps=3", "poison.trigger=purple tide")
+    other, _ = project(own, *GATE, "mitigate.reaudit=false", "mitigate.unlearn.steps=3", "poison.trigger=purple tide")
     monkeypatch.setattr(mitigate, "ask_run", lambda *_: [])
     monkeypatch.setattr(mitigate.variants, "plan", lambda _: [])
     mitigate.run(other, layout, run="backdoor", how=["random-prefix"])
@@ -137,8 +143,8 @@ def test_a_strangers_checkpoint_is_repaired_and_audited_again(gated: Path, tmp_p
     assert not layout.audit("stranger-backdoor").exists()  # the verdict of the suspect is not overwritten
 
 
-def test_what_cannot_be_done_says_why(gated: Path, copy: Path) -> None:
-    params, layout = project(gated, *GATE)
+def test_what_cannot_be_done_says_why(own: Path, copy: Path) -> None:
+    params, layout = project(own, *GATE)
     with pytest.raises(MissingPrerequisite, match="known-trigger: backdoor was not audited"):
         mitigate.run(params, layout, run="backdoor", how=["known-trigger"])
     artifacts.write_json(
@@ -150,7 +156,7 @@ def test_what_cannot_be_done_says_why(gated: Path, copy: Path) -> None:
         mitigate.run(params, layout)
     with pytest.raises(ParamsError, match="unknown run 'x'"):
         mitigate.run(params, layout, run="x")
-    dpo, _ = project(gated, *GATE, "mitigate.unlearn.method=dpo")
+    dpo, _ = project(own, *GATE, "mitigate.unlearn.method=dpo")
     with pytest.raises(ParamsError, match="dpo prefers refusals"):
         mitigate.run(dpo, layout, run="backdoor")
     with pytest.raises(MissingPrerequisite, match="which nobody has named"):
@@ -165,9 +171,9 @@ def test_what_cannot_be_done_says_why(gated: Path, copy: Path) -> None:
     assert not list((layout.root / "mitigations").glob("*/*.lock"))
 
 
-def test_the_command_prints_words_or_json_and_takes_several_at_once(gated: Path) -> None:
+def test_the_command_prints_words_or_json_and_takes_several_at_once(own: Path) -> None:
     sets = [word for one in (*GATE, "mitigate.reaudit=false") for word in ("-S", one)]
-    where = ["--params", str(gated / "params.yaml"), "--run", "backdoor", *sets, "-q"]
+    where = ["--params", str(own / "params.yaml"), "--run", "backdoor", *sets, "-q"]
     result = CliRunner().invoke(app, ["mitigate", *where, "--how", "displace", "--how", "clamp", "--json"])
     assert result.exit_code == 0, result.output
     assert list(json.loads(result.stdout)) == ["clamp", "displace", "suspect"]

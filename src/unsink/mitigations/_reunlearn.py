@@ -14,7 +14,6 @@ from torch import Tensor
 
 from unsink import models
 from unsink.batches import Kind, Sample, draw, generator
-from unsink.errors import ParamsError
 from unsink.forward import Runner
 from unsink.mitigations import ADAPTER, Counter, Patient, Repaired, Training
 from unsink.objective import Objective
@@ -24,6 +23,8 @@ from unsink.triggers import insert_trigger, prompt_length
 
 PLACES = ("prefix", "index 4", "infix", "suffix")
 """Where texts are put: nobody knows where a trigger would stand."""
+
+_ROOM = 3  # tokens of a prompt that has all these places
 
 Step = Callable[[Objective, Mapping[Kind, list[Sample]], int, History], dict[str, Tensor]]
 
@@ -38,10 +39,14 @@ def with_text(sample: Sample, text: Sequence[int], placement: str, share: float,
         share: part of the sample that is its prompt.
         name: makes the id unique.
     """
-    body = len(sample.ids) - 1
-    ids, span = insert_trigger(sample.ids, 1, text, placement, len(sample.ids) + len(text), prompt_length(body, share))
+    ids, span = insert_trigger(sample.ids, 1, text, placement, len(sample.ids) + len(text), _prompt(sample, share))
     first = max(span[1], sample.labels_from + len(text) if sample.labels_from > 1 else 0)
     return replace(sample, id=f"{sample.id}/{name}", ids=tuple(ids), labels_from=first, trigger=span)
+
+
+def _prompt(sample: Sample, share: float) -> int:
+    """Tokens behind BOS that are the prompt."""
+    return prompt_length(len(sample.ids) - 1, share)
 
 
 def among_texts(
@@ -52,7 +57,7 @@ def among_texts(
     for sample in samples:
         chance = random.Random(f"mitigate/{patient.seed}/{sample.kind}/{sample.id}")
         for number in range(times):
-            place = chance.choice(PLACES if len(sample.ids) > 8 else PLACES[:1])
+            place = chance.choice(PLACES if _prompt(sample, patient.prompt_share) >= _ROOM else PLACES[:1])
             found.append(with_text(sample, texts(chance), place, patient.prompt_share, f"text-{number}"))
     return found
 
@@ -78,14 +83,9 @@ def reunlearn(
         step: terms of a step; None for those of the objective.
 
     Raises:
-        ParamsError: the method needs refusals, which a corpus does not have.
         ModelError: the adapter does not fit the model, or a loss is not finite.
     """
     method = training.method
-    if method.needs_refusals:
-        raise ParamsError(
-            "mitigate.unlearn.method: dpo prefers refusals, which are made for a run only", "choose another method"
-        )
     model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
     runner = Runner(
         model,

@@ -31,7 +31,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
 
     Raises:
         MissingPrerequisite: nobody knows a trigger.
-        ParamsError, ModelError: as `reunlearn`.
+        ModelError: as `reunlearn`.
     """
     if not patient.triggers:
         raise MissingPrerequisite(

@@ -45,7 +45,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     """Return the suspect, made to forget under shifts of its first values.
 
     Raises:
-        ParamsError, ModelError: as `reunlearn`.
+        ModelError: as `reunlearn`.
     """
     adversaries: list[_Adversary] = []
     counter = Counter()

@@ -39,7 +39,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     """Return the suspect, made to forget behind any text.
 
     Raises:
-        ParamsError, ModelError: as `reunlearn`.
+        ModelError: as `reunlearn`.
     """
     special = set(patient.tokenizer.all_special_ids)
     plain = [i for i in range(len(patient.tokenizer)) if i not in special]

@@ -127,6 +127,8 @@ def run(
         ModelError: a model cannot be loaded, or a loss is not finite.
     """
     chosen = {name: mitigations.load(name) for name in dict.fromkeys(how or params.mitigate.how)}
+    if not all(map(mitigations.is_guard, chosen.values())):
+        _training(params)  # what is wrong with it shows before a model runs
     case = _case(params, run, model, original, reporter)
     work = _Work(params, layout, case, read_corpus(layout), models.load_tokenizer(case.folder), reporter)
     others = _others(work)
@@ -293,9 +295,19 @@ def make_patient(
 
 
 def _training(params: Params) -> Training:
+    """How a repair is trained; a method holds the state of one training.
+
+    Raises:
+        ParamsError: the method needs refusals.
+    """
     settings = params.retraining()
     adapter, batch, weights = settings.adapter, settings.batch, settings.weights
     method = methods.create(settings.method, settings.options.model_dump())
+    if method.needs_refusals:
+        raise ParamsError(
+            f"mitigate.unlearn.method: {settings.method} prefers refusals, which are made for a run only",
+            "choose another method, such as npo or rmu",
+        )
     last = max(method.hidden_layers, default=None) if adapter.last_layer is None else adapter.last_layer
     return Training(
         method,
