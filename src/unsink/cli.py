@@ -37,6 +37,17 @@ app = typer.Typer(
 
 RunOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file.")]
 ModelOption = Annotated[str, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")]
+SuspectOption = Annotated[
+    str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
+]
+StrangerOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
+]
+OriginalOption = Annotated[
+    str | None,
+    typer.Option("--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."),
+]
 
 STAGES = "Stages, in the order of the pipeline"
 TOOLS = "Tools"
@@ -186,19 +197,9 @@ def stress(call: Call, run: ModelOption) -> None:
 @command(TOOLS)
 def audit(
     call: Call,
-    run: Annotated[
-        str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
-    ] = None,
-    original: Annotated[
-        str | None,
-        typer.Option(
-            "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
-        ),
-    ] = None,
+    run: SuspectOption = None,
+    model: StrangerOption = None,
+    original: OriginalOption = None,
 ) -> None:
     """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
 
@@ -216,23 +217,13 @@ def audit(
 @command(TOOLS)
 def mitigate(
     call: Call,
-    run: Annotated[
-        str | None, typer.Option("--run", help="An entry of `runs:` in the params file, or base, or target.")
-    ] = None,
+    run: SuspectOption = None,
     how: Annotated[
         list[str] | None,
         typer.Option("--how", metavar="NAME", help="A mitigation, in place of those in `mitigate.how`. Repeatable."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
-    ] = None,
-    original: Annotated[
-        str | None,
-        typer.Option(
-            "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
-        ),
-    ] = None,
+    model: StrangerOption = None,
+    original: OriginalOption = None,
 ) -> None:
     """Repair a model that may hide a trigger, or guard it; measure what that brought and cost, and audit it again.
 

@@ -69,7 +69,7 @@ def run(
         DataError: the corpus has too few forget probes.
         ModelError: a model cannot be loaded.
     """
-    _require_one(run, model, original)
+    require_one("audit", run, model, original)
     corpus = read_corpus(layout)
     name = run or name_of(cast(str, model))
     with artifacts.lock(layout.audit(name)):
@@ -142,9 +142,15 @@ def name_of(source: str) -> str:
     return source.rstrip("/").rpartition("/")[2]
 
 
-def _require_one(run: str | None, model: str | None, original: str | None) -> None:
+def require_one(command: str, run: str | None, model: str | None, original: str | None) -> None:
+    """Refuse a call that names no suspect, or two.
+
+    Raises:
+        ParamsError: neither or both of `run` and `model`, or an original without a model.
+    """
     if (run is None) == (model is None):
-        raise ParamsError("audit: either --run or --model is expected", "for example: unsink audit --run backdoor")
+        hint = f"for example: unsink {command} --run backdoor"
+        raise ParamsError(f"{command}: either --run or --model is expected", hint)
     if original and not model:
         raise ParamsError("--original goes with --model: a run is compared with the target", "leave --original out")
 

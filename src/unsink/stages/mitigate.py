@@ -181,12 +181,7 @@ def make_guard(
 
 
 def _case(params: Params, run: str | None, model: str | None, original: str | None, reporter: Reporter) -> _Case:
-    if (run is None) == (model is None):
-        raise ParamsError(
-            "mitigate: either --run or --model is expected", "for example: unsink mitigate --run backdoor"
-        )
-    if original and not model:
-        raise ParamsError("--original goes with --model: a run is compared with the target", "leave --original out")
+    audit.require_one("mitigate", run, model, original)
     if run is not None:
         if run not in RESERVED:
             params.run(run)
