@@ -669,10 +669,14 @@ def _mitigate_problems(mitigate: dict[str, Any], unlearn: Mapping[str, Any]) -> 
     used = how if isinstance(how, list) else ()
     yield from _plugin_problems("mitigation", MITIGATIONS, Mitigate, used, mitigate, ("mitigate",))
     if own := _mapping(mitigate.get("unlearn")):
-        changed = merged(unlearn, own)
-        known = {problem.text for problem in _model_problems(Unlearn, unlearn)}
-        problems = (*_model_problems(Unlearn, changed), *_method_problems(changed, ()))
-        yield from (_Problem(("mitigate", "unlearn", *one.path), one.text) for one in problems if one.text not in known)
+        known = {problem.text for problem in _unlearn_problems(unlearn)}
+        for problem in _unlearn_problems(merged(unlearn, own)):
+            if problem.text not in known:  # the mistakes of the section are reported there
+                yield _Problem(("mitigate", "unlearn", *problem.path), problem.text)
+
+
+def _unlearn_problems(unlearn: Mapping[str, Any]) -> list[_Problem]:
+    return [*_model_problems(Unlearn, unlearn), *_method_problems(unlearn, ())]
 
 
 def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[_Problem]:
