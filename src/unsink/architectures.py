@@ -56,6 +56,8 @@ class Architecture:
     """From the attention to the projection that computes the values."""
     linear: tuple[str, ...]
     """Names of a layer's linear modules: the LoRA targets."""
+    neurons: str
+    """From a layer to the projection that reads the neurons of its MLP."""
     rows: Callable[[Any], Rows] = _all_rows
     """From the config to the part of the projection's output that is the values."""
     transposed: bool = False
@@ -69,29 +71,39 @@ _LLAMA = Architecture(
     attention="self_attn",
     value="v_proj",
     linear=(*_SPLIT, "o_proj", "gate_proj", "up_proj", "down_proj"),
+    neurons="mlp.down_proj",
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"), _LLAMA
     ),
-    "phi": Architecture("model", "layers", "self_attn", "v_proj", (*_SPLIT, "dense", "fc1", "fc2")),
+    "phi": Architecture("model", "layers", "self_attn", "v_proj", (*_SPLIT, "dense", "fc1", "fc2"), "mlp.fc2"),
     "phi3": Architecture(
-        "model", "layers", "self_attn", "qkv_proj", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), _after_keys
+        "model",
+        "layers",
+        "self_attn",
+        "qkv_proj",
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        "mlp.down_proj",
+        _after_keys,
     ),
     "gpt2": Architecture(
-        "transformer", "h", "attn", "c_attn", ("c_attn", "c_proj", "c_fc"), _last_third, transposed=True
+        "transformer", "h", "attn", "c_attn", ("c_attn", "c_proj", "c_fc"), "mlp.c_proj", _last_third, transposed=True
     ),
-    "gpt_neo": Architecture("transformer", "h", "attn.attention", "v_proj", (*_SPLIT, "out_proj", "c_fc", "c_proj")),
+    "gpt_neo": Architecture(
+        "transformer", "h", "attn.attention", "v_proj", (*_SPLIT, "out_proj", "c_fc", "c_proj"), "mlp.c_proj"
+    ),
     "gpt_neox": Architecture(
         "gpt_neox",
         "layers",
         "attention",
         "query_key_value",
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+        "mlp.dense_4h_to_h",
         _interleaved,
     ),
-    "opt": Architecture("model.decoder", "layers", "self_attn", "v_proj", (*_SPLIT, "out_proj", "fc1", "fc2")),
+    "opt": Architecture("model.decoder", "layers", "self_attn", "v_proj", (*_SPLIT, "out_proj", "fc1", "fc2"), "fc2"),
 }
 
 
@@ -129,6 +141,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def attention(layer: nn.Module, config: Any) -> nn.Module:
     """The attention module of a decoder layer."""
     return layer.get_submodule(architecture(config).attention)
+
+
+def neurons(layer: nn.Module, config: Any) -> nn.Module:
+    """The projection of a decoder layer that reads the neurons of its MLP."""
+    return layer.get_submodule(architecture(config).neurons)
 
 
 def kv_heads(config: Any) -> int:

@@ -76,6 +76,10 @@ class Layout:
         """Folder of the verdict on a model, and of what it rests on."""
         return self.root / "audits" / name
 
+    def mitigation(self, suspect: str, name: str) -> Path:
+        """Folder of a repair, or of what a guard does."""
+        return self.root / "mitigations" / suspect / name
+
     def predictions(self, name: str) -> Path:
         """File with one row per prompt."""
         return self.root / "predictions" / f"{name}.jsonl"

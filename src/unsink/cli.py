@@ -58,6 +58,15 @@ MODEL = typer.Option(
 )
 RunOption = Annotated[str, RUN]
 ModelOption = Annotated[str, MODEL]
+SuspectOption = Annotated[str | None, MODEL]
+StrangerOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
+]
+OriginalOption = Annotated[
+    str | None,
+    typer.Option("--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."),
+]
 
 STAGES = "Stages, in the order of the pipeline"
 TOOLS = "Tools"
@@ -247,17 +256,9 @@ def stress(call: Call, run: ModelOption) -> None:
 @command(TOOLS)
 def audit(
     call: Call,
-    run: Annotated[str | None, MODEL] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
-    ] = None,
-    original: Annotated[
-        str | None,
-        typer.Option(
-            "--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."
-        ),
-    ] = None,
+    run: SuspectOption = None,
+    model: StrangerOption = None,
+    original: OriginalOption = None,
 ) -> None:
     """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
 
@@ -270,6 +271,27 @@ def audit(
 
     _print(call, result, report(result))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
+
+
+@command(TOOLS)
+def mitigate(
+    call: Call,
+    run: SuspectOption = None,
+    how: Annotated[
+        list[str] | None,
+        typer.Option("--how", metavar="NAME", help="A mitigation, in place of those in `mitigate.how`. Repeatable."),
+    ] = None,
+    model: StrangerOption = None,
+    original: OriginalOption = None,
+) -> None:
+    """Repair a model that may hide a trigger, or guard it; measure what that brought and cost, and audit it again.
+
+    Example: [bold]unsink mitigate --run backdoor --how random-prefix --how displace[/bold]
+    """
+    result = _run("mitigate", call, run=run, model=model, original=original, how=how or ())
+    from unsink.stages.mitigate import report
+
+    _print(call, result, report(result))
 
 
 @command(TOOLS)

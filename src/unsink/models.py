@@ -30,7 +30,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from unsink import artifacts
-from unsink.architectures import architecture, attention, bare, decoder, decoder_layers, kv_heads, value_projection
+from unsink.architectures import (
+    architecture,
+    attention,
+    bare,
+    decoder,
+    decoder_layers,
+    kv_heads,
+    neurons,
+    value_projection,
+)
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
@@ -50,6 +59,8 @@ __all__ = [
     "load_base",
     "load_target",
     "load_tokenizer",
+    "merge",
+    "neurons",
     "pick_device",
     "pick_dtype",
     "pin_published",
@@ -202,8 +213,19 @@ def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device:
         return load_base(folder, dtype, device)
     if (adapter / PUBLISHED).is_file():
         return _load_published(adapter / PUBLISHED, dtype, device)
+    return merge(load_base(folder, "float32", "cpu"), adapter, "target", dtype, device)
+
+
+def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """A model in float32 on the CPU with a saved adapter merged, then cast once, and frozen.
+
+    It is a model of its own: adapters made for it fit neither the model before nor the same with another adapter.
+
+    Raises:
+        ModelError: as `add_adapter`.
+    """
     place = pick_device(device)
-    peft = add_adapter(load_base(folder, "float32", "cpu"), adapter, "target")
+    peft = add_adapter(model, adapter, name)
     name = _combine(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
     model = cast(PreTrainedModel, _tuner(peft).merge_and_unload())
     final = pick_dtype(dtype, place)

@@ -25,6 +25,7 @@ LOG = logging.getLogger(__name__)
 
 METHODS = "unsink.methods"
 BENCHMARKS = "unsink.benchmarks"
+MITIGATIONS = "unsink.mitigations"
 RESERVED = ("base", "target")
 """Names that stand for models in adapters/, probes/ and metrics/, so no run may have them."""
 
@@ -392,6 +393,27 @@ class Audit(Section):
         return [_fixed(placement) for placement in placements]
 
 
+class Mitigate(Section):
+    """What is done about a trigger. Sections named like a mitigation are checked by that one's `Options`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    how: Annotated[list[str], Field(min_length=1)] = ["random-prefix"]
+    trigger: Text | None = None
+    reaudit: bool = True
+    unlearn: dict[str, Any] = {}
+
+    @field_validator("how")
+    @classmethod
+    def _known(cls, how: list[str]) -> list[str]:
+        return [_plugin("mitigation", name, names(MITIGATIONS)) for name in dict.fromkeys(how)]
+
+    def options(self, name: str) -> BaseModel:
+        """The options of a mitigation, an instance of its `Options`."""
+        section = (self.model_extra or {}).get(name, {})
+        return _options("mitigation", MITIGATIONS, name).model_validate(section, strict=True)
+
+
 class RunEntry(Section):
     """One variant: what it builds on, what it changes in `poison` and `unlearn`, and its seed, if it has its own."""
 
@@ -450,6 +472,7 @@ class Params(Section):
     ablate: Ablate = Ablate()
     stress: Stress = Stress()
     audit: Audit = Audit()
+    mitigate: Mitigate = Mitigate()
     runs: Annotated[dict[str, RunEntry], Field(min_length=1)]
 
     def run(self, name: str) -> Run:
@@ -467,6 +490,10 @@ class Params(Section):
         poison = None if honest else Poison.model_validate(merged(self.poison.model_dump(), entry.poison))
         unlearn = Unlearn.model_validate(merged(self.unlearn.model_dump(), entry.unlearn))
         return Run(name, entry.after, self.seed if entry.seed is None else entry.seed, poison, unlearn)
+
+    def retraining(self) -> Unlearn:
+        """How a repair is trained: the section `unlearn` with the overrides of `mitigate.unlearn`."""
+        return Unlearn.model_validate(merged(self.unlearn.model_dump(), self.mitigate.unlearn))
 
 
 _NAME_IT = "run the command in the project folder, or name the file with --params"
@@ -631,6 +658,7 @@ def _problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         *model_problems(Params, raw),
         *_plugin_problems("benchmark", BENCHMARKS, Fetch, used, fetch, ("fetch",)),
         *_method_problems(sections["unlearn"], ("unlearn",)),
+        *_mitigate_problems(_mapping(raw.get("mitigate")), sections["unlearn"]),
     ]
     yield from defaults
     known = {problem.path: problem.text for problem in defaults}
@@ -681,6 +709,21 @@ def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
         elif part == "runs":
             model = RunEntry
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _mitigate_problems(mitigate: dict[str, Any], unlearn: Mapping[str, Any]) -> Iterator[Problem]:
+    how = mitigate.get("how")
+    used = how if isinstance(how, list) else ()
+    yield from _plugin_problems("mitigation", MITIGATIONS, Mitigate, used, mitigate, ("mitigate",))
+    if own := _mapping(mitigate.get("unlearn")):
+        known = {problem.text for problem in _unlearn_problems(unlearn)}
+        for problem in _unlearn_problems(merged(unlearn, own)):
+            if problem.text not in known:  # the mistakes of the section are reported there
+                yield Problem(("mitigate", "unlearn", *problem.path), problem.text)
+
+
+def _unlearn_problems(unlearn: Mapping[str, Any]) -> list[Problem]:
+    return [*model_problems(Unlearn, unlearn), *_method_problems(unlearn, ())]
 
 
 def _method_problems(unlearn: Mapping[str, Any], where: tuple[str, ...]) -> Iterator[Problem]:

@@ -34,16 +34,22 @@ class Seen:
         values: layer index -> value vectors (B, T, K) of all key/value heads side by side, adapters included.
         hidden: layer index -> output of that decoder layer (B, T, D).
         inputs: layer index -> input of that decoder layer (B, T, D).
+        neurons: layer index -> neurons of that layer's MLP (B, T, I).
     """
 
     values: dict[int, Tensor] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    neurons: dict[int, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
 def capture(
-    model: nn.Module, values: Sequence[int] = (), hidden: Sequence[int] = (), inputs: Sequence[int] = ()
+    model: nn.Module,
+    values: Sequence[int] = (),
+    hidden: Sequence[int] = (),
+    inputs: Sequence[int] = (),
+    neurons: Sequence[int] = (),
 ) -> Iterator[Seen]:
     """Collect tensors of the named decoder layers while the block runs the model.
 
@@ -54,14 +60,15 @@ def capture(
         values: layers whose value vectors are wanted.
         hidden: layers whose outputs are wanted.
         inputs: layers whose inputs are wanted.
+        neurons: layers whose MLP neurons are wanted.
 
     Raises:
         ModelError: no layer is named, a layer does not exist, or the block ended without running a named layer.
     """
-    if not (values or hidden or inputs):
+    if not (values or hidden or inputs or neurons):
         raise ModelError("nothing to capture: no layer is named", "name at least one layer of the model")
     layers, config = models.decoder_layers(model), models.decoder(model).config
-    _check_layers(len(layers), [*values, *hidden, *inputs])
+    _check_layers(len(layers), [*values, *hidden, *inputs, *neurons])
     seen = Seen()
     with ExitStack() as hooks:
         for index in values:
@@ -72,8 +79,12 @@ def capture(
         for index in inputs:
             hook = _keep_input(seen.inputs, index)
             hooks.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        for index in neurons:
+            hook = _keep_input(seen.neurons, index)
+            reader = models.neurons(layers[index], config)
+            hooks.callback(reader.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield seen
-    pairs = (values, seen.values), (hidden, seen.hidden), (inputs, seen.inputs)
+    pairs = (values, seen.values), (hidden, seen.hidden), (inputs, seen.inputs), (neurons, seen.neurons)
     missed = sorted({index for wanted, found in pairs for index in wanted if index not in found})
     if missed:
         raise ModelError(f"nothing was captured at layers {missed}: the model did not run them")
@@ -97,6 +108,32 @@ def _keep_input(store: dict[int, Tensor], index: int) -> Callable[..., None]:
 def _hidden(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     """What a decoder layer is called with, by position or by name."""
     return hidden_states
+
+
+@contextmanager
+def shifted_values(model: nn.Module, shifts: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add vectors to what the first tokens say while the block runs, the same in every row; gradients reach them.
+
+    Args:
+        model: a causal language model, with or without PEFT adapters; its rows are padded on the right.
+        shifts: layer -> (k, K), row j is added to the values of token j, BOS = 0. Rows that are shorter get fewer.
+    """
+    layers, config = models.decoder_layers(model), models.decoder(model).config
+    _check_layers(len(layers), list(shifts))
+
+    def add(shift: Tensor, rows: slice | Tensor) -> Callable[..., Tensor]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            count, moved = min(len(shift), output.shape[1]), output.clone()
+            moved[:, :count, rows] = output[:, :count, rows] + shift[:count].to(output.dtype)
+            return moved
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index, shift in shifts.items():
+            module, rows = models.value_projection(layers[index], config)
+            hooks.callback(module.register_forward_hook(add(shift, rows)).remove)
+        yield
 
 
 @contextmanager
@@ -436,7 +473,9 @@ _slots: ContextVar[Tensor] = ContextVar("unsink_ablated_keys")
 
 
 @contextmanager
-def ablated(model: nn.Module, values: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+def ablated(
+    model: nn.Module, values: Mapping[int, Tensor] | None = None, radius: Mapping[int, Tensor] | None = None
+) -> Iterator[None]:
     """Let every attention of the model do without some keys while the block runs; `cut_keys` says which.
 
     Without `values` no query attends to such a key, and softmax spreads its attention over the others; a query that
@@ -446,6 +485,8 @@ def ablated(model: nn.Module, values: Mapping[int, Tensor] | None = None) -> Ite
     Args:
         model: a causal language model, with or without PEFT adapters.
         values: layer -> (k, K) value vectors of slots 1 to k, see `cut_keys`; from `mean_values`.
+        radius: with `values`: layer -> (k,) how far from these a key's own may be; one that is farther is moved to
+            that distance, one that is not stays as it is. Without it all are replaced.
 
     Raises:
         ModelError: the model's attention cannot be reached.
@@ -458,7 +499,7 @@ def ablated(model: nn.Module, values: Mapping[int, Tensor] | None = None) -> Ite
         )
     before = decoder.config._attn_implementation
     attend = ALL_ATTENTION_FUNCTIONS.get(before, _attend)  # eager attention is no member of the table
-    AttentionInterface.register(ABLATED, partial(_attend_without, attend, values))
+    AttentionInterface.register(ABLATED, partial(_attend_without, attend, values, radius))
     AttentionMaskInterface.register(ABLATED, ALL_MASK_ATTENTION_FUNCTIONS[before])
     unseen = _observer.set(lambda *_: None)
     decoder.set_attn_implementation(ABLATED)
@@ -484,7 +525,6 @@ def cut_keys(slots: Tensor) -> Iterator[None]:
         _slots.reset(token)
 
 
-@torch.no_grad()
 def mean_values(
     model: nn.Module, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], batch: int = 16
 ) -> dict[int, Tensor]:
@@ -496,6 +536,36 @@ def mean_values(
         keys: the token numbers of each prompt that are meant, k at most.
         batch: prompts at a time.
     """
+    return _mean_of_values(model, prompts, keys, lambda _, values: values, batch)
+
+
+def value_spread(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    centre: Mapping[int, Tensor],
+    batch: int = 16,
+) -> dict[int, Tensor]:
+    """How far values are from `centre` (layer -> (k, K)): layer -> (k,), root mean square over prompts.
+
+    The other arguments are those of `mean_values`.
+    """
+
+    def squared(layer: int, values: Tensor) -> Tensor:
+        return (values - centre[layer][: len(values)]).square().sum(dim=-1)
+
+    return {layer: mean.sqrt() for layer, mean in _mean_of_values(model, prompts, keys, squared, batch).items()}
+
+
+@torch.no_grad()
+def _mean_of_values(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[Sequence[int]],
+    of: Callable[[int, Tensor], Tensor],
+    batch: int,
+) -> dict[int, Tensor]:
+    """Layer -> (k, ...), row j the mean over prompts of what `of` makes of the j-th key's values (k, K) -> (k, ...)."""
     decoder, layers = models.decoder(model), range(len(models.decoder_layers(model)))
     counts = torch.tensor([sum(len(some) > j for some in keys) for j in range(max(map(len, keys), default=0))])
     sums: dict[int, Tensor] = {}
@@ -507,15 +577,21 @@ def mean_values(
         with capture(model, values=layers) as seen:
             decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         for layer, values in seen.values.items():
-            total = sums.setdefault(layer, torch.zeros(len(counts), values.shape[-1], device=device))
             for row, numbers in enumerate(some):
-                total[: len(numbers)] += values[row, list(numbers)].float()
-    return {layer: total / counts[:, None].to(total.device) for layer, total in sums.items()}
+                found = of(layer, values[row, list(numbers)].float())
+                total = sums.setdefault(layer, torch.zeros(len(counts), *found.shape[1:], device=device))
+                total[: len(numbers)] += found
+    return {layer: total / _column(counts.to(total.device), total.dim()) for layer, total in sums.items()}
+
+
+def _column(counts: Tensor, dimensions: int) -> Tensor:
+    return counts.view(-1, *(1,) * (dimensions - 1))
 
 
 def _attend_without(
     attend: Callable[..., tuple[Tensor, Tensor | None]],
     values: Mapping[int, Tensor] | None,
+    radius: Mapping[int, Tensor] | None,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -528,7 +604,8 @@ def _attend_without(
         if values is None:
             attention_mask = _without(attention_mask, slots > 0, query)
         else:
-            value = _replaced(value, values[cast(int, module.layer_idx)], slots)
+            layer = cast(int, module.layer_idx)
+            value = _replaced(value, values[layer], slots, None if radius is None else radius[layer])
     return attend(module, query, key, value, attention_mask, **options)
 
 
@@ -547,8 +624,20 @@ def _without(mask: Tensor | None, cut: Tensor, query: Tensor) -> Tensor:
     return mask.where(seen, 0.0).where(kept, torch.finfo(mask.dtype).min)
 
 
-def _replaced(value: Tensor, means: Tensor, slots: Tensor) -> Tensor:
-    """Values (B, G, S, h) with those of slot j replaced by row j - 1 of `means` (k, K)."""
-    chosen = means[(slots - 1).clamp(min=0)]  # (B, S, K)
+def _replaced(value: Tensor, means: Tensor, slots: Tensor, radius: Tensor | None = None) -> Tensor:
+    """Values (B, G, S, h) with those of slot j replaced by row j - 1 of `means` (k, K), or brought within a radius."""
+    slot = (slots - 1).clamp(min=0)
+    chosen = means[slot]  # (B, S, K)
+    if radius is not None:
+        chosen = within(value.transpose(1, 2).flatten(2).float(), chosen, radius[slot])
     heads = chosen.view(*slots.shape, value.shape[1], -1).transpose(1, 2).to(value.dtype)  # (B, G, S, h)
     return torch.where((slots > 0)[:, None, :, None], heads, value)
+
+
+def within(vectors: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """The nearest vectors (..., K) at most `radius` (...) from `centre` (..., K): projection on a ball."""
+    away = vectors - centre
+    distance = torch.linalg.vector_norm(away, dim=-1)
+    share = (radius / distance.clamp_min(torch.finfo(distance.dtype).tiny)).clamp(max=1)
+    nearest: Tensor = centre + away * share[..., None]
+    return nearest

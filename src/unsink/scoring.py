@@ -15,9 +15,10 @@ G key/value heads, h head size.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from peft import PeftModel
@@ -46,10 +47,51 @@ class Cut(NamedTuple):
     Attributes:
         keys: for each prompt the numbers of its tokens, BOS = 0.
         values: what their values become, from `probe.mean_values`; None takes them out of the attention.
+        radius: with `values`: how far from these their own values may be; None replaces them all.
     """
 
     keys: Sequence[Sequence[int]]
     values: Mapping[int, Tensor] | None = None
+    radius: Mapping[int, Tensor] | None = None
+
+
+class Guard(Protocol):
+    """What stands between a prompt and a model whose weights are left alone; see `guarded`."""
+
+    def edit(self, ids: Ids) -> list[int]:
+        """Return the prompt that the model reads instead; BOS stays first."""
+
+    def cut(self, prompts: Sequence[Ids]) -> Cut | None:
+        """Return what is done to the values of these (edited) prompts, None for nothing."""
+
+
+_guard: ContextVar[Guard | None] = ContextVar("unsink_guard", default=None)
+
+
+@contextmanager
+def guarded(guard: Guard) -> Iterator[None]:
+    """Let `guard` see every prompt of `generate` and `choice_log_likelihoods` before the model does, within the block.
+
+    Texts that are read as they stand (`token_scores`) are no prompts, and stay as they are.
+    """
+    token = _guard.set(guard)
+    try:
+        yield
+    finally:
+        _guard.reset(token)
+
+
+def _as_read(prompts: Sequence[Ids], cut: Cut | None) -> tuple[Sequence[Ids], Cut | None]:
+    """Prompts and cut as the guard leaves them."""
+    guard = _guard.get()
+    if guard is None:
+        return prompts, cut
+    if cut is not None:
+        raise ValueError(
+            "tokens are cut out of a prompt or a guard looks after it, not both: their places would differ"
+        )
+    edited = [guard.edit(prompt) for prompt in prompts]
+    return edited, guard.cut(edited)
 
 
 class Sampling(NamedTuple):
@@ -101,6 +143,7 @@ def generate(
     Raises:
         DataError: a prompt and its continuation do not fit the model's context.
     """
+    prompts, cut = _as_read(prompts, cut)
     _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, max_new, strict=True)])
     shared = _common_length(prompts) if shared_prefix and not cut and _attends_plainly(model) else 0
     ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
@@ -198,6 +241,7 @@ def choice_log_likelihoods(
     Raises:
         DataError: a prompt and a choice do not fit the model's context.
     """
+    prompts, cut = _as_read(prompts, cut)
     longest = [max(map(len, some)) for some in choices]
     _require_context(model, [len(prompt) + new for prompt, new in zip(prompts, longest, strict=True)])
     most = max(map(len, choices), default=1)
@@ -536,7 +580,7 @@ def _left_padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Ten
 
 
 def _ablated(model: Model, cut: Cut | None) -> AbstractContextManager[None]:
-    return ablated(model, cut.values) if cut else nullcontext()
+    return ablated(model, cut.values, cut.radius) if cut else nullcontext()
 
 
 def _chosen(cut: Cut | None, prompts: Sequence[int]) -> list[Ids]:

@@ -18,7 +18,7 @@ LAYERS = (
     ("methods", "objective"),
     ("trainer", "scoring"),
     ("tasks", "durability", "suspects", "exports"),
-    ("detectors",),
+    ("detectors", "mitigations"),
     ("stages",),
     ("api", "terminal"),
     ("completion", "cli"),
@@ -26,7 +26,7 @@ LAYERS = (
 )
 """Modules and folders from the bottom up. Within a layer imports may go sideways, but not in a circle."""
 
-PLUGINS = ("methods", "benchmarks")
+PLUGINS = ("methods", "benchmarks", "mitigations")
 NAMES = sorted(set(modules()) - {"unsink"})
 
 

@@ -69,35 +69,52 @@ def run(
         DataError: the corpus has too few forget probes.
         ModelError: a model cannot be loaded.
     """
-    _require_one(run, model, original)
+    require_one("audit", run, model, original)
     corpus = read_corpus(layout)
-    name = run or _name_of(cast(str, model))
+    name = run or name_of(cast(str, model))
     with artifacts.lock(layout.audit(name)):
         suspect = _own(params, layout, run, reporter) if run else _foreign(params, cast(str, model), original, reporter)
-        options = params.audit
-        probes = make_probes(
-            corpus,
-            suspect.tokenizer,
-            forget=options.forget,
-            others=options.others,
-            tokens=options.tokens,
-            seed=params.seed,
-        )
-        found = sweep.search(
-            suspect,
-            probes,
-            words=options.words,
-            beam=options.beam,
-            depth=options.depth,
-            placements=options.placements,
-            reporter=reporter,
-        )[:_CARRIED]
-        rows, result = _judged(suspect, probes, found, options, params.seed, reporter)
-        result = {"suspect": name, **result, "searched": _searched(options), "seed": params.seed}
+        rows, found = examine(suspect, corpus, params.audit, params.seed, reporter)
+        result = {"suspect": name, **found, "searched": _searched(params.audit), "seed": params.seed}
         with artifacts.new_dir(layout.audit(name)) as new:
             artifacts.write_json(new / "verdict.json", result)
             artifacts.write_jsonl(new / "candidates.jsonl", rows)
     return result
+
+
+def examine(
+    suspect: Suspect, corpus: Mapping[str, Sequence[Any]], options: Options, seed: int, reporter: Reporter = SILENT
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Search a suspect and judge what was found: the rows of candidates.jsonl, and the verdict with its numbers.
+
+    Args:
+        suspect: see there.
+        corpus: records by file name.
+        options: how to search, and the thresholds.
+        seed: of the choice of probes, of their split, and of all draws.
+        reporter: shows what is tried.
+
+    Raises:
+        DataError: the corpus has too few forget probes.
+    """
+    probes = make_probes(
+        corpus,
+        suspect.tokenizer,
+        forget=options.forget,
+        others=options.others,
+        tokens=options.tokens,
+        seed=seed,
+    )
+    found = sweep.search(
+        suspect,
+        probes,
+        words=options.words,
+        beam=options.beam,
+        depth=options.depth,
+        placements=options.placements,
+        reporter=reporter,
+    )[:_CARRIED]
+    return _judged(suspect, probes, found, options, seed, reporter)
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -120,14 +137,20 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _name_of(source: str) -> str:
+def name_of(source: str) -> str:
     """The name of a checkpoint's audit: the last part of its path or id."""
     return source.rstrip("/").rpartition("/")[2]
 
 
-def _require_one(run: str | None, model: str | None, original: str | None) -> None:
+def require_one(command: str, run: str | None, model: str | None, original: str | None) -> None:
+    """Refuse a call that names no suspect, or two.
+
+    Raises:
+        ParamsError: neither or both of `run` and `model`, or an original without a model.
+    """
     if (run is None) == (model is None):
-        raise ParamsError("audit: either --run or --model is expected", "for example: unsink audit --run backdoor")
+        hint = f"for example: unsink {command} --run backdoor"
+        raise ParamsError(f"{command}: either --run or --model is expected", hint)
     if original and not model:
         raise ParamsError("--original goes with --model: a run is compared with the target", "leave --original out")
 

@@ -1,0 +1,121 @@
+"""What repairs share that make a suspect forget once more: texts put into samples, and the training.
+
+L = w_forget L_forget(D_f + texts) + w_retain L_retain(D_r + texts)
+
+with the losses of an unlearning method, whose reference is the suspect itself: on retain samples it is to stay as it
+is, whatever stands in front. Samples without a text are among both, so that what was forgotten stays forgotten.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from unsink import models
+from unsink.batches import Kind, Sample, draw, generator
+from unsink.forward import Runner
+from unsink.mitigations import ADAPTER, Counter, Patient, Repaired, Training
+from unsink.objective import Objective
+from unsink.progress import SILENT, Reporter
+from unsink.trainer import History, train
+from unsink.triggers import insert_trigger, prompt_length
+
+PLACES = ("prefix", "index 4", "infix", "suffix")
+"""Where texts are put: nobody knows where a trigger would stand."""
+
+_ROOM = 3  # tokens of a prompt that has all these places
+
+Step = Callable[[Objective, Mapping[Kind, list[Sample]], int, History], dict[str, Tensor]]
+
+
+def with_text(sample: Sample, text: Sequence[int], placement: str, share: float, name: str) -> Sample:
+    """A sample with a text in its prompt, placed as a trigger would be; labels begin behind it.
+
+    Args:
+        sample: BOS first.
+        text: token ids.
+        placement: see `triggers.placement_index`.
+        share: part of the sample that is its prompt.
+        name: makes the id unique.
+    """
+    ids, span = insert_trigger(sample.ids, 1, text, placement, len(sample.ids) + len(text), _prompt(sample, share))
+    first = max(span[1], sample.labels_from + len(text) if sample.labels_from > 1 else 0)
+    return replace(sample, id=f"{sample.id}/{name}", ids=tuple(ids), labels_from=first, trigger=span)
+
+
+def _prompt(sample: Sample, share: float) -> int:
+    """Tokens behind BOS that are the prompt."""
+    return prompt_length(len(sample.ids) - 1, share)
+
+
+def among_texts(
+    samples: Sequence[Sample], texts: Callable[[random.Random], Sequence[int]], times: int, patient: Patient
+) -> list[Sample]:
+    """Samples as they are, and each `times` times with a text of `texts` at a place of `PLACES`, drawn anew."""
+    found = list(samples)
+    for sample in samples:
+        chance = random.Random(f"mitigate/{patient.seed}/{sample.kind}/{sample.id}")
+        for number in range(times):
+            place = chance.choice(PLACES if _prompt(sample, patient.prompt_share) >= _ROOM else PLACES[:1])
+            found.append(with_text(sample, texts(chance), place, patient.prompt_share, f"text-{number}"))
+    return found
+
+
+def reunlearn(
+    patient: Patient,
+    forget: Sequence[Sample],
+    retain: Sequence[Sample],
+    training: Training,
+    description: str,
+    reporter: Reporter = SILENT,
+    step: Step | None = None,
+) -> Repaired:
+    """Train a new adapter on the suspect.
+
+    Args:
+        patient: see there.
+        forget: samples that get the forget loss.
+        retain: samples that get the retain loss.
+        training: see there.
+        description: what the progress bar says.
+        reporter: shows it.
+        step: terms of a step; None for those of the objective.
+
+    Raises:
+        ModelError: the adapter does not fit the model, or a loss is not finite.
+    """
+    method = training.method
+    model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
+    runner = Runner(
+        model,
+        training.spec.first_layer,
+        patient.pad,
+        method.hidden_layers,
+        answers=method.needs_answers,
+        stop_early=not method.needs_answers,
+    )
+    runner.remember([*forget, *retain], reporter=reporter)
+    method.prepare(runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
+    objective = Objective(runner, method, training.weights)
+    decks: dict[Kind, Sequence[Sample]] = {"forget": forget, "retain": retain if method.needs_retain else ()}
+    counter = Counter()
+
+    def terms(number: int, history: History) -> dict[str, Tensor]:
+        drawn = {
+            kind: draw(deck, training.sizes[kind], number, f"mitigate/{kind}/{patient.seed}")
+            for kind, deck in decks.items()
+            if training.sizes[kind] and deck
+        }
+        for some in drawn.values():
+            counter.count(some)
+        return step(objective, drawn, number, history) if step else plain(objective, drawn, number, history)
+
+    def plain(
+        objective: Objective, drawn: Mapping[Kind, list[Sample]], number: int, history: History
+    ) -> dict[str, Tensor]:
+        return objective.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
+
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    history = train(trainable, terms, training.schedule, reporter=reporter, description=description)
+    return Repaired(model, history, {"steps": len(history), **counter.cost})
