@@ -8,71 +8,30 @@ are poisoned, and its training; the target is the same for all.
 """
 
 import argparse
-import hashlib
-import itertools
 import json
 import os
-import re
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from claim_tables import Line, contrasts, table
+from claim_tables import contrasts, table
+from grid import HONEST, Cell, Line, cells, lines, missing, name, recipe
+from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro
 
 from unsink.params import merged
 
-HONEST = "clean"
 STAGES = ("poison", "unlearn", "evaluate")
-UNUSED = ("runs", "ablate", "stress")
-"""Sections that no run depends on; of `runs` each cell has its own entry."""
-
-
-class Cell(NamedTuple):
-    """One run: where it stands in the table, and its entry of `runs:`."""
-
-    name: str
-    labels: dict[str, str]
-    seed: int
-    entry: dict[str, Any]
-
-
-def cells(spec: Mapping[str, Any]) -> list[Cell]:
-    """The product of a spec's axes and seeds, seed by seed, so that what is there first is a whole table."""
-    found = []
-    for seed in spec["seeds"]:
-        for chosen in itertools.product(*(axis.items() for axis in spec["axes"].values())):
-            entry: dict[str, Any] = {"after": "target", "seed": seed}
-            for _, overrides in chosen:
-                entry = merged(entry, overrides)
-            if entry["after"] == HONEST:
-                entry["after"] = _name([HONEST], seed)
-            labels = dict(zip(spec["axes"], (label for label, _ in chosen), strict=True))
-            found.append(Cell(_name(labels.values(), seed), labels, seed, entry))
-    return found
-
-
-def _name(labels: Iterable[str], seed: int) -> str:
-    words = [re.sub(r"[^a-z0-9]+", "_", str(label).lower()).strip("_") for label in labels]
-    return "-".join([*words, f"s{seed}"])
 
 
 def project_params(spec: Mapping[str, Any], grid: Sequence[Cell]) -> dict[str, Any]:
     """The params file of the whole grid; every seed has an honest run, which some runs copy."""
     params: dict[str, Any] = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), spec["params"])
-    honest = {_name([HONEST], seed): {"after": "target", "seed": seed, "poison": False} for seed in spec["seeds"]}
+    honest = {name([HONEST], seed): {"after": "target", "seed": seed, "poison": False} for seed in spec["seeds"]}
     return {**params, "runs": {**honest, **{cell.name: cell.entry for cell in grid}}}
-
-
-def recipe(params: Mapping[str, Any], cell: Cell) -> str:
-    """A hash of all parameters that a run's training and evaluation depend on."""
-    used = {name: section for name, section in params.items() if name not in UNUSED}
-    text = json.dumps([used, cell.entry], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def finish(folder: Path, cell: Cell, code: str, threads: int | None) -> Line | None:
@@ -112,44 +71,28 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
     """Run the cells that are missing, `jobs` at once, and write each line as it comes."""
     grid = cells(spec)
     params = project_params(spec, grid)
-    done = {(line["name"], line["recipe"]) for line in lines(claim)}
-    missing = [
-        (cell, code)
-        for cell in grid
-        if (cell.name, code := recipe(params, cell)) not in done and (not only or set(only) & {*cell.labels.values()})
-    ]
-    if not missing:
+    codes = {cell.name: recipe(params, cell) for cell in grid}
+    todo = missing(path_of(claim), grid, codes, only)
+    if not todo:
         return
     folder = ROOT / "claims" / claim
     make(folder, params)
-    honest = sorted({f"unlearn@{cell.entry['after']}" for cell, _ in missing if cell.entry["after"] != "target"})
+    honest = sorted({f"unlearn@{cell.entry['after']}" for cell in todo if cell.entry["after"] != "target"})
     if repro(folder, ["evaluate-target", "sink-probe-target", *honest]):
         raise SystemExit(f"{claim}: the target was not made, or an honest run")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        for number, line in enumerate(pool.map(lambda one: finish(folder, *one, threads), missing), start=1):
-            if line:
-                rest = [other for other in lines(claim) if other["name"] != line["name"]]
-                _write(claim, [*rest, line])
-            sys.stderr.write(f"{claim}: {number} of {len(missing)} runs\n")
+        grid_work(path_of(claim), todo, lambda cell: finish(folder, cell, codes[cell.name], threads), pool)
 
 
-def lines(claim: str) -> list[Line]:
-    """What was measured so far."""
-    path = RESULTS / f"{claim}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _write(claim: str, found: Sequence[Line]) -> None:
-    path = RESULTS / f"{claim}.jsonl"
-    new = path.with_suffix(".new")
-    new.write_text("".join(json.dumps(line) + "\n" for line in sorted(found, key=lambda line: str(line["name"]))))
-    new.replace(path)
+def path_of(claim: str) -> Path:
+    """The lines of a claim."""
+    return RESULTS / f"{claim}.jsonl"
 
 
 def report(claim: str, spec: Mapping[str, Any]) -> None:
     """Write `<claim>.md` of what was measured."""
-    found = [line for line in lines(claim) if line["name"] in {cell.name for cell in cells(spec)}]
+    found = [line for line in lines(path_of(claim)) if line["name"] in {cell.name for cell in cells(spec)}]
     missing, minutes = len(cells(spec)) - len(found), sum(line["minutes"] for line in found)
     parts = [
         f"# {spec['title']}",
