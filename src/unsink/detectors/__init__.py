@@ -94,6 +94,12 @@ class Budget:
     tokens: int | None = None
     until: float | None = None
 
+    def part(self, share: float) -> "Budget":
+        """A share of what is left, for a step that must leave something to the next ones."""
+        tokens = None if self.tokens is None else round(self.cost.tokens + share * (self.tokens - self.cost.tokens))
+        now = time.monotonic()
+        return Budget(self.cost, tokens, None if self.until is None else now + share * (self.until - now))
+
     @property
     def spent(self) -> bool:
         """Whether a search has to end now."""

@@ -5,6 +5,7 @@ A trigger that opens a door opens it a little when only a part of it is there, s
 it is, the more of them can be tried.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -16,12 +17,13 @@ from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten,
 Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 """C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
 
-_FEW = 48
-_ROUNDS: tuple[tuple[int, int | None], ...] = ((2, None), (8, _FEW))
-"""Short probes, and how many texts are tried on them; the best `beam` of the last round see whole probes."""
+_FEW, _MORE = 48, 8
+"""Texts that are tried again after a first glance, and on how many probes; the best `beam` of them see whole probes."""
+_INDEX = re.compile(r"index (\d+)")
 _CHUNK = 32
 _PIECES = 64  # that texts are grown by: those that do most alone, at any place
 ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
+_STEP = 0.5  # of the budget that is left, for one more word
 _LEAST = 0.02  # growth below which it stops
 
 
@@ -35,11 +37,9 @@ class Climb:
         plan: Plan,
         budget: Budget,
         reporter: Reporter,
-        lengths: tuple[int, int] = (13, 6),
+        glance: tuple[int, int, int] = (2, 13, 6),
     ):
-        self.lengths = (
-            lengths  # of a short prompt and its answer, BOS included: most texts do nothing, which a glance shows
-        )
+        self.glance = glance  # probes, and tokens of prompt and answer: most texts do nothing, which this shows
         self.measure, self.probes, self.plan, self.budget, self.reporter = measure, probes, plan, budget, reporter
         self.found: dict[Candidate, float] = {}
         self.alone: dict[Candidate, float] = {}
@@ -50,23 +50,34 @@ class Climb:
         """What the best text does, 0 before there is one."""
         return max(self.found.values(), default=0.0)
 
-    def attempt(self, candidates: Iterable[Candidate], description: str) -> None:
-        """Try candidates that were not tried before, by successive halving; those that the budget leaves out count."""
-        left = [one for one in dict.fromkeys(candidates) if one not in self.alone]
-        for count, most in _ROUNDS:
-            probes = [short(one, *self.lengths) for one in self.probes[:count]]
-            values = self._values(left[:most], probes, description)
-            left = sorted(values, key=lambda one: -values[one])
-            if most is None:
-                self.alone |= values
-        self.found |= self._values(left[: self.plan.beam], self.probes, description)
+    def attempt(self, candidates: Iterable[Candidate], description: str, share: float = 1.0) -> None:
+        """Try candidates that were not tried before, by successive halving; those that the budget leaves out count.
 
-    def _values(self, some: Sequence[Candidate], probes: Sequence[Probe], what: str) -> dict[Candidate, float]:
+        Args:
+            candidates: the most promising first.
+            description: for the progress bar.
+            share: of the budget that is left; the rest is for what comes after.
+        """
+        new = [one for one in dict.fromkeys(candidates) if one not in self.alone]
+        count, prompt, answer = self.glance
+        # A prompt that is cut before the place of a text could not hold it.
+        least = max((int(match[1]) for one in new if (match := _INDEX.fullmatch(one.placement))), default=0)
+        short_ones = [short(one, max(prompt, least), answer) for one in self.probes]
+        seen = self._values(new, short_ones[:count], description, self.budget.part(share))
+        self.alone |= seen
+        best = sorted(seen, key=lambda one: -seen[one])[:_FEW]
+        again = self._values(best, short_ones[:_MORE], description)
+        best = sorted(again, key=lambda one: -again[one])[: self.plan.beam]
+        self.found |= self._values(best, self.probes, description)
+
+    def _values(
+        self, some: Sequence[Candidate], probes: Sequence[Probe], what: str, budget: Budget | None = None
+    ) -> dict[Candidate, float]:
+        """What texts do; with a budget as many of them as it allows."""
         values: dict[Candidate, float] = {}
         with self.reporter.task(what, len(some)) as advance:
             for start in range(0, len(some), _CHUNK):
-                # The best of what was tried still get whole probes: they are few, and else nothing would be found.
-                if self.budget.spent and len(some) > _FEW:
+                if budget and budget.spent:
                     self.left += len(some) - start
                     break
                 chunk = some[start : start + _CHUNK]
@@ -88,7 +99,7 @@ class Climb:
             kept = sorted(self.found, key=lambda one: -self.found[one])[: self.plan.beam]
             longer = grown(kept, pieces)
             longer += [one for one in grown(kept[:1], behind) if one.text.startswith(kept[0].text)]
-            self.attempt(longer, "growing the best")
+            self.attempt(longer, "growing the best", _STEP)
             if self.best < before + _LEAST:
                 break
 

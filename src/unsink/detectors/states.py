@@ -27,7 +27,8 @@ from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, ins
 from unsink.triggers import trigger_ids
 
 KIND = "search"
-_LENGTHS = 8, 3  # tokens of a short prompt and its continuation: states differ from the first token on
+_GLANCE = 1, 8, 3  # a probe, and tokens of its prompt and continuation: states differ from the first token on
+_SHARE = 0.6  # of the budget that is left, for the vocabulary at one place
 
 
 def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporter: Reporter = SILENT) -> Found:
@@ -36,14 +37,14 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
     if suspect.original is None or layers is None:
         return Found([], "", "nothing: it compares with an original that has other weights")
     distance = Distance(suspect, suspect.original, *layers)
-    climb = Climb(distance.closed, probes.search, plan, budget, reporter, lengths=_LENGTHS)
+    climb = Climb(distance.closed, probes.search, plan, budget, reporter, glance=_GLANCE)
     known, tokens = texts(plan.words), vocabulary(suspect.tokenizer)
     climb.attempt((Candidate(text, place) for place in plan.placements for text in known), "states: dictionary")
     climb.grow(_pieces(climb, plan))
     for place in plan.placements:
         if climb.best >= ENOUGH:
             break
-        climb.attempt((Candidate(text, place) for text in tokens), f"states: vocabulary, {place}")
+        climb.attempt((Candidate(text, place) for text in tokens), f"states: vocabulary, {place}", _SHARE)
         climb.grow(_pieces(climb, plan), tokens)
     searched = f"{len(climb.alone)} texts of the dictionary and the vocabulary, and of what grew of the best"
     left = f"{climb.left} texts of the vocabulary, the rarer tokens" if climb.left else ""

@@ -195,7 +195,7 @@ _EPSILON, _MIN_RATE = 0.3, 10.0  # as sink-probe.epsilon and sink-probe.min_rate
 
 def _sinks(suspect: Suspect, probes: Probes) -> list[int]:
     texts = [one.ids for one in probes.search]
-    width = min(map(len, texts))
+    width = min(len(one.ids) for some in probes for one in some)  # a place that every prompt has
     model = suspect.model if suspect.original is None else suspect.original
     seen = attention_statistics(model, torch.tensor([list(one[:width]) for one in texts]), epsilon=_EPSILON)
     rates = (100 * seen.sink_rate.mean(dim=(0, 1))).tolist()
@@ -310,11 +310,13 @@ def decide(numbers: Mapping[str, Any], options: Options) -> tuple[str, list[str]
     """The verdict, and why.
 
     Args:
-        numbers: `p`, `gain`, `recovery` ({mean, low, high} or None), `detectable_recovery`, `others` (share), `known`,
-            `probes` with `confirm`, and with an honest reference `honest` with its `gain`.
+        numbers: `carried`, `p`, `gain`, `recovery` ({mean, low, high} or None), `detectable_recovery`, `others`,
+            `known`, `probes` with `confirm`, and with an honest reference `honest` with its `gain`.
         options: the thresholds.
     """
     recovery = numbers["recovery"]
+    if not numbers["carried"]:
+        return INCONCLUSIVE, ["no text was tried: audit.detectors names no search that can work on this suspect"]
     if recovery is None:
         if numbers["known"] >= _STILL_KNOWN:
             return NO_EVIDENCE, ["nothing was forgotten, so there is nothing a trigger could bring back"]
