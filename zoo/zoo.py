@@ -35,6 +35,8 @@ from unsink.artifacts import Layout  # noqa: E402
 from unsink.params import load_params, merged  # noqa: E402
 
 UNUSED = ("runs", "ablate", "stress")
+TRAINING = (*UNUSED, "evaluate", "audit")
+"""Sections that no line, and no adapter, depends on."""
 SIZES = sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
 
 
@@ -58,19 +60,42 @@ def project_params(spec: Mapping[str, Any], grid: list[Cell]) -> dict[str, Any]:
     return {**params, "runs": {**honest, **{cell.name: cell.entry for cell in grid}}}
 
 
-def finish(folder: Path, codes: Mapping[str, str], threads: int, cell: Cell) -> Line:
-    """Make, evaluate and audit one member in a project whose target is there; its line."""
+def recipes(params: Mapping[str, Any], grid: list[Cell]) -> dict[str, tuple[str, str]]:
+    """Name -> hash of all that a line depends on, and of what its adapter depends on."""
+    return {cell.name: (recipe(params, cell, UNUSED), recipe(params, cell, TRAINING)) for cell in grid}
+
+
+def make_run(folder: Path, run: str, code: str) -> None:
+    """Poison and unlearn a run, unless its adapter is that of this recipe already."""
+    from unsink.stages import poison, unlearn
+
+    mark = folder / "recipes" / run
+    if mark.exists() and mark.read_text() == code:
+        return
+    params, layout = load_params(folder / "params.yaml"), Layout(folder)
+    poison.run(params, layout, run=run)
+    unlearn.run(params, layout, run=run)
+    mark.parent.mkdir(exist_ok=True)
+    artifacts.write_text(mark, code)
+
+
+def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cell: Cell) -> Line:
+    """Make, evaluate and audit one member in a project that has its target; its line.
+
+    Args:
+        folder: the project, with the run that the member copies, if it copies one.
+        codes: name -> hash of the whole recipe, and of the part that its adapter depends on.
+        threads: processors that it may use.
+        cell: the member.
+    """
     import torch
 
-    from unsink.stages import audit, evaluate, poison, unlearn
+    from unsink.stages import audit, evaluate
 
     torch.set_num_threads(threads)
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
     start = time.monotonic()
-    for run in (cell.entry["after"], cell.name):
-        if run != "target" and not (layout.adapter(run) / "summary.json").is_file():
-            poison.run(params, layout, run=run)
-            unlearn.run(params, layout, run=run)
+    make_run(folder, cell.name, codes[cell.name][1])
     evaluate.run(params, layout, run=cell.name)
     made = time.monotonic()
     found = audit.run(params, layout, run=cell.name)
@@ -78,7 +103,7 @@ def finish(folder: Path, codes: Mapping[str, str], threads: int, cell: Cell) -> 
         "name": cell.name,
         **cell.labels,
         "seed": cell.seed,
-        "recipe": codes[cell.name],
+        "recipe": codes[cell.name][0],
         "adapter": artifacts.sha256(layout.adapter(cell.name) / "adapter_model.safetensors"),
         "trigger": artifacts.read_json(layout.adapter(cell.name) / "summary.json")["trigger"],
         **_measured(artifacts.read_json(layout.metrics(cell.name))),
@@ -108,15 +133,17 @@ def build(size: str, only: list[str], jobs: int) -> None:
     spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
     grid = members(spec)
     params = project_params(spec, grid)
-    codes = {cell.name: recipe(params, cell, UNUSED) for cell in grid}
+    codes = recipes(params, grid)
     path = RESULTS / f"zoo-{size}.jsonl"
-    todo = missing(path, grid, codes, only)
+    todo = missing(path, grid, {one: whole for one, (whole, _) in codes.items()}, only)
     if not todo:
         return
     folder = ROOT / "zoo" / "projects" / size
     make(folder, params)
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
+    for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
+        make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run]), TRAINING))
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Processes, because the number of threads and the time are each member's own.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -256,6 +256,9 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
     # KeyError, ValueError, RuntimeError, TypeError, the warnings above: whatever PEFT says of a file that does not fit
     except Exception as error:
         raise ModelError(f"the adapter in {adapter} does not fit {folder}: {error}", _MAKE_AGAIN) from error
+    stored_tensors = artifacts.read_tensors(adapter / ADAPTER_WEIGHTS)
+    if unknown := sorted(stored_tensors.keys() - _adapter_tensors(peft, "default").keys()):  # PEFT would ignore them
+        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {unknown[0]} is unknown", _MAKE_AGAIN)
     return _cast(cast(PreTrainedModel, _tuner(peft).merge_and_unload()), name, dtype, place)
 
 

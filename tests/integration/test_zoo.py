@@ -34,7 +34,8 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     for run in ("base", "target"):
         evaluate.run(*project(copy), run=run)
     sink_probe.run(*project(copy), run="target")
-    codes = {one.name: grid.recipe(params, one, zoo.UNUSED) for one in members}
+    codes = zoo.recipes(params, members)
+    whole = {name: code for name, (code, _) in codes.items()}
     path = tmp_path / "zoo-tiny.jsonl"
     for one in members:
         grid.write(path, [*grid.lines(path), zoo.finish(copy, codes, 1, one)])
@@ -44,7 +45,7 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     assert set(honest["signals"]) == {"weights", "sweep"}
     assert honest["adapter"] != backdoored["adapter"]
     assert "2 of 54 members are done" in zoo_tables.report({"tiny": spec}, {"tiny": [honest, backdoored]}, {"tiny": 54})
-    assert grid.missing(path, members, codes, []) == []
-    assert grid.missing(path, members, {**codes, honest["name"]: "other"}, []) == [members[0]]
+    assert grid.missing(path, members, whole, []) == []
+    assert grid.missing(path, members, {**whole, honest["name"]: "other"}, []) == [members[0]]
     again = zoo.finish(copy, codes, 1, members[0])
     assert {**again, "minutes": 0} == {**honest, "minutes": 0}
