@@ -9,104 +9,63 @@ are poisoned, and its training; the target is the same for all.
 """
 
 import argparse
-import hashlib
-import itertools
 import json
 import os
-import re
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from claim_tables import Line, contrasts, table
+from claim_tables import contrasts, table
+from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe
+from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro, unsink
 
 from unsink.params import merged
 from unsink.stages.variants import NONE as UNTOUCHED
 
-HONEST = "clean"
-TEST = "test"
 STAGES = ("poison", "unlearn", "evaluate")
-USED = ("seed", "model", "fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate")
-"""Sections that a run depends on; of `runs` each cell has its own entry."""
 
 
-class Cell(NamedTuple):
-    """One run: where it stands in the table, and its entry of `runs:`."""
-
-    name: str
-    labels: dict[str, str]
-    seed: int
-    entry: dict[str, Any]
-
-
-def cells(spec: Mapping[str, Any]) -> list[Cell]:
-    """The product of a spec's axes and seeds, seed by seed, so that what is there first is a whole table."""
-    axes = {name: axis for name, axis in spec["axes"].items() if name != TEST}
-    found = []
-    for seed in spec["seeds"]:
-        for chosen in itertools.product(*(axis.items() for axis in axes.values())):
-            entry: dict[str, Any] = {"after": "target", "seed": seed}
-            for _, overrides in chosen:
-                entry = merged(entry, overrides)
-            if entry["after"] == HONEST:
-                entry["after"] = _name([HONEST], seed)
-            labels = dict(zip(axes, (label for label, _ in chosen), strict=True))
-            found.append(Cell(_name(labels.values(), seed), labels, seed, entry))
-    return found
-
-
-def names(spec: Mapping[str, Any], cell: Cell) -> dict[str, dict[str, str]]:
-    """The lines of a run: name -> labels."""
-    if TEST not in spec["axes"]:
-        return {cell.name: cell.labels}
-    return {f"{cell.name}-{_word(test)}": {**cell.labels, TEST: test} for test in spec["axes"][TEST]}
-
-
-def _word(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", str(label).lower()).strip("_")
-
-
-def _name(labels: Iterable[str], seed: int) -> str:
-    return "-".join([*map(_word, labels), f"s{seed}"])
+def tests_of(spec: Mapping[str, Any]) -> list[str]:
+    """The tests of `unsink stress` that a claim asks for."""
+    return list(spec["axes"].get(TEST, ()))
 
 
 def project_params(spec: Mapping[str, Any], grid: Sequence[Cell]) -> dict[str, Any]:
     """The params file of the whole grid; every seed has an honest run, which some runs copy."""
     params: dict[str, Any] = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), spec["params"])
-    if TEST in spec["axes"]:
-        params = merged(params, {"stress": {"tests": [test for test in spec["axes"][TEST] if test != UNTOUCHED]}})
-    honest = {_name([HONEST], seed): {"after": "target", "seed": seed, "poison": False} for seed in spec["seeds"]}
+    if tests := tests_of(spec):
+        params = merged(params, {"stress": {"tests": [test for test in tests if test != UNTOUCHED]}})
+    honest = {name([HONEST], seed): {"after": "target", "seed": seed, "poison": False} for seed in spec["seeds"]}
     return {**params, "runs": {**honest, **{cell.name: cell.entry for cell in grid}}}
 
 
-def recipe(params: Mapping[str, Any], cell: Cell, tested: bool = False) -> str:
-    """A hash of all parameters that a run's training and evaluation depend on."""
-    used = {name: params[name] for name in (*USED, *(("stress",) if tested else ()))}
-    text = json.dumps([used, cell.entry], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def recipes(spec: Mapping[str, Any], params: Mapping[str, Any], grid: Sequence[Cell]) -> dict[str, str]:
+    """Run -> hash of all that its lines depend on."""
+    used = (*EVALUATION, "stress") if tests_of(spec) else EVALUATION
+    return {cell.name: recipe(params, cell, used) for cell in grid}
 
 
-def finish(folder: Path, spec: Mapping[str, Any], cell: Cell, code: str, threads: int | None) -> list[Line]:
-    """Run one cell and return its lines; none where a stage failed, which DVC has explained."""
+def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: int | None) -> list[Line]:
+    """Run one cell and return its lines; none where a stage failed, which has explained why."""
     start = time.monotonic()
     # Single items: a whole pipeline would lock what all cells build on, and cells run side by side.
     if repro(folder, ["--single-item", *(f"{stage}@{cell.name}" for stage in STAGES)], threads):
         return []
-    if TEST in spec["axes"] and unsink(folder, ["stress", "--run", cell.name, "--quiet"], threads):
+    if tests and unsink(folder, ["stress", "--run", cell.name, "--quiet"], threads):
         return []
-    rows = _rows(folder / ("stress" if TEST in spec["axes"] else "predictions"), cell.name)
-    target = {(row["task"], row["set"], row["id"]): row for row in _rows(folder / "predictions", "target")
-              if row["condition"] == "clean"}  # fmt: skip
-    minutes = round((time.monotonic() - start) / 60 / len(names(spec, cell)), 2)
+    rows = _rows(folder / ("stress" if tests else "predictions"), cell.name)
+    known = _rows(folder / "predictions", "target")
+    target = {(row["task"], row["set"], row["id"]): row for row in known if row["condition"] == "clean"}
+    own = names(cell, tests)
+    minutes = round((time.monotonic() - start) / 60 / len(own), 2)
     return [
-        {"name": name, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes}
+        {"name": line, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes}
         | _scores([row for row in rows if row.get("stress") == labels.get(TEST)], target)
-        for name, labels in names(spec, cell).items()
+        for line, labels in own.items()
     ]
 
 
@@ -133,49 +92,38 @@ def _scores(rows: Sequence[Mapping[str, Any]], target: Mapping[tuple[str, str, s
 
 
 def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) -> None:
-    """Run the cells that are missing, `jobs` at once, and write each line as it comes."""
-    grid = cells(spec)
+    """Run the cells that are missing, `jobs` at once, and write their lines as they come."""
+    grid, tests = cells(spec), tests_of(spec)
     params = project_params(spec, grid)
-    done = {(line["name"], line["recipe"]) for line in lines(claim)}
-    missing = []
-    for cell in grid:
-        code = recipe(params, cell, TEST in spec["axes"])
-        wanted = not only or set(only) & {*cell.labels.values()}
-        if wanted and not {(name, code) for name in names(spec, cell)} <= done:
-            missing.append((cell, code))
-    if not missing:
+    codes = recipes(spec, params, grid)
+    todo = missing(path_of(claim), grid, codes, only, tests)
+    if not todo:
         return
     folder = ROOT / "claims" / claim
     make(folder, params)
-    honest = sorted({f"unlearn@{cell.entry['after']}" for cell, _ in missing if cell.entry["after"] != "target"})
+    honest = sorted({f"unlearn@{cell.entry['after']}" for cell in todo if cell.entry["after"] != "target"})
     if repro(folder, ["evaluate-target", "sink-probe-target", *honest]):
         raise SystemExit(f"{claim}: the target was not made, or an honest run")
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        for number, new in enumerate(pool.map(lambda one: finish(folder, spec, *one, threads), missing), start=1):
-            replaced = {line["name"] for line in new}
-            _write(claim, [*(line for line in lines(claim) if line["name"] not in replaced), *new])
-            sys.stderr.write(f"{claim}: {number} of {len(missing)} runs\n")
+        grid_work(path_of(claim), todo, lambda cell: finish(folder, cell, tests, codes[cell.name], threads), pool)
 
 
-def lines(claim: str) -> list[Line]:
-    """What was measured so far."""
-    path = RESULTS / f"{claim}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def path_of(claim: str) -> Path:
+    """The lines of a claim."""
+    return RESULTS / f"{claim}.jsonl"
 
 
-def _write(claim: str, found: Sequence[Line]) -> None:
-    path = RESULTS / f"{claim}.jsonl"
-    new = path.with_suffix(".new")
-    new.write_text("".join(json.dumps(line) + "\n" for line in sorted(found, key=lambda line: str(line["name"]))))
-    new.replace(path)
+def planned(spec: Mapping[str, Any]) -> set[str]:
+    """The names of all lines that a claim is to have."""
+    return {line for cell in cells(spec) for line in names(cell, tests_of(spec))}
 
 
 def report(claim: str, spec: Mapping[str, Any]) -> None:
     """Write `<claim>.md` of what was measured."""
-    planned = {name for cell in cells(spec) for name in names(spec, cell)}
-    found = [line for line in lines(claim) if line["name"] in planned]
-    missing, minutes = len(planned) - len(found), sum(line["minutes"] for line in found)
+    all_of = planned(spec)
+    found = [line for line in lines(path_of(claim)) if line["name"] in all_of]
+    missing, minutes = len(all_of) - len(found), sum(line["minutes"] for line in found)
     parts = [
         f"# {spec['title']}",
         spec["text"].strip(),

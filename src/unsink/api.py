@@ -134,18 +134,49 @@ class Project:
         """
         return self.run("stress", run=run)
 
-    def audit(self, run: str | None = None, *, model: str | None = None, original: str | None = None) -> Result:
+    def audit(
+        self,
+        run: str | None = None,
+        *,
+        model: str | None = None,
+        original: str | None = None,
+        adapter: str | None = None,
+        honest: str | None = None,
+    ) -> Result:
         """Search a run, or a checkpoint of somebody else's, for a trigger that nobody told; return the verdict.
 
         Args:
             run: An entry of `runs:`, or `base` or `target`.
             model: Folder or Hugging Face id, in place of a run.
             original: With `model`: the same model before unlearning, if known.
+            adapter: With `model`: a LoRA adapter on it, in PEFT's format.
+            honest: A model or adapter that is known to have no trigger.
 
         Raises:
-            UnsinkError: Neither or both are given, or something is missing.
+            UnsinkError: Neither or both of run and model are given, or something is missing or damaged.
         """
-        return self.run("audit", run=run, model=model, original=original)
+        return self.run("audit", run=run, model=model, original=original, adapter=adapter, honest=honest)
+
+    def mitigate(
+        self,
+        run: str | None = None,
+        *,
+        how: Sequence[str] = (),
+        model: str | None = None,
+        original: str | None = None,
+    ) -> Result:
+        """Repair or guard a model that may hide a trigger; return what that brought and cost, by mitigation.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`.
+            how: Names of mitigations, in place of `mitigate.how`.
+            model: Folder or Hugging Face id, in place of a run.
+            original: With `model`: the same model before unlearning, if known.
+
+        Raises:
+            UnsinkError: Neither or both of run and model are given, or something is missing or damaged.
+        """
+        return self.run("mitigate", run=run, how=how, model=model, original=original)
 
     def export(self, run: str, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
         """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.

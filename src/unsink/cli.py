@@ -259,6 +259,14 @@ def audit(
     run: SuspectOption = None,
     model: StrangerOption = None,
     original: OriginalOption = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FOLDER", help="With --model: a LoRA adapter on it, in PEFT's format."),
+    ] = None,
+    honest: Annotated[
+        str | None,
+        typer.Option("--honest", metavar="FOLDER|ID", help="A model or adapter that is known to have no trigger."),
+    ] = None,
 ) -> None:
     """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
 
@@ -266,7 +274,8 @@ def audit(
 
     Example: [bold]unsink audit --run backdoor[/bold]
     """
-    result = _run("audit", call, run=run, model=model, original=original)
+    models = {"model": model, "adapter": adapter, "original": original, "honest": honest}
+    result = _run("audit", call, run=run, **models)
     from unsink.stages.audit import EXIT_CODES, report
 
     _print(call, result, report(result))

@@ -46,6 +46,7 @@ from unsink.sources import check_folder, check_weights, read_config, resolve, we
 
 __all__ = [
     "AdapterSpec",
+    "adapter_folder",
     "adapter_parameters",
     "add_adapter",
     "attach",
@@ -57,6 +58,7 @@ __all__ = [
     "identity",
     "kv_heads",
     "load_base",
+    "load_merged",
     "load_target",
     "load_tokenizer",
     "merge",
@@ -227,7 +229,68 @@ def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", devic
     place = pick_device(device)
     peft = add_adapter(model, adapter, name)
     name = _combine(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
-    model = cast(PreTrainedModel, _tuner(peft).merge_and_unload())
+    return _cast(cast(PreTrainedModel, _tuner(peft).merge_and_unload()), name, dtype, place)
+
+
+def adapter_folder(source: str) -> Path:
+    """The folder of a LoRA adapter of somebody else's.
+
+    Raises:
+        ModelError: no such folder, no adapter in it, or one that is a pickle.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"--adapter: no {ADAPTER_CONFIG} in {folder}", "give the folder of an adapter in PEFT's format"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        found = f"; {pickles} is not read: pickles can run code" if pickles else ""
+        raise ModelError(f"--adapter: no {ADAPTER_WEIGHTS} in {folder}{found}", "convert it to safetensors")
+    return folder
+
+
+def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """A model with an adapter of any maker merged in float32, cast once, frozen.
+
+    Raises:
+        ModelError: as `load_base`; or it is no LoRA adapter, changes the model below it, is damaged, or does not fit.
+    """
+    place = pick_device(device)
+    check_weights(adapter / ADAPTER_WEIGHTS)
+    stored = read_config(adapter / ADAPTER_CONFIG)
+    kind = stored.get("peft_type") if isinstance(stored, dict) else None
+    if kind not in _CONFIGS:
+        raise ModelError(
+            f"--adapter: {adapter / ADAPTER_CONFIG}: peft_type is {kind!r}", f"supported: {', '.join(_CONFIGS)}"
+        )
+    if (start := stored.get("init_lora_weights", True)) not in (True, False, "gaussian"):
+        raise ModelError(
+            f"--adapter: {adapter} was initialised by {start!r}, which changes the weights below it",
+            "merge it yourself",
+        )
+    base = load_base(folder, "float32", "cpu")
+    made_for = str(stored.get("base_model_name_or_path"))
+    if made_for.startswith("sha256:") and made_for != identity(base):  # one of ours names exact weights
+        raise ModelError(
+            f"the adapter in {adapter} was made for another model: {made_for}, not {identity(base)}", _MAKE_AGAIN
+        )
+    name = _combine(identity(base), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be left as drawn
+            peft = PeftModel.from_pretrained(base, adapter, torch_device="cpu")
+    # KeyError, ValueError, RuntimeError, TypeError, the warnings above: whatever PEFT says of a file that does not fit
+    except Exception as error:
+        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {error}", _MAKE_AGAIN) from error
+    stored_tensors = artifacts.read_tensors(adapter / ADAPTER_WEIGHTS)
+    if unknown := sorted(stored_tensors.keys() - _adapter_tensors(peft, "default").keys()):  # PEFT would ignore them
+        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {unknown[0]} is unknown", _MAKE_AGAIN)
+    return _cast(cast(PreTrainedModel, _tuner(peft).merge_and_unload()), name, dtype, place)
+
+
+def _cast(model: PreTrainedModel, name: str, dtype: str, place: torch.device) -> PreTrainedModel:
     final = pick_dtype(dtype, place)
     for parameter in model.parameters():  # parameters only: rotary frequencies are buffers and stay float32
         parameter.data = parameter.data.to(final)

@@ -25,6 +25,7 @@ LOG = logging.getLogger(__name__)
 
 METHODS = "unsink.methods"
 BENCHMARKS = "unsink.benchmarks"
+DETECTORS = "unsink.detectors"
 MITIGATIONS = "unsink.mitigations"
 RESERVED = ("base", "target")
 """Names that stand for models in adapters/, probes/ and metrics/, so no run may have them."""
@@ -96,6 +97,7 @@ class Memorize(Section):
     epochs: Positive = 6
     batch: Positive = 2
     max_tokens: Annotated[int, Field(ge=16)] = 96
+    shifted: Count = 0
     stop_loss: Weight = 0.1
     min_verbmem: Share = 0.95
     min_knowmem: Share = 0.8
@@ -376,21 +378,33 @@ class Stress(Section):
 class Audit(Section):
     """How a suspect is searched for a trigger, and when it is called backdoored."""
 
+    detectors: Annotated[list[str], Field(min_length=1)] = [
+        "weights", "norms", "residual", "states", "sweep", "gradients",
+    ]  # fmt: skip
+    exhaustive: bool = False
+    budget: Positive | None = 400_000
+    minutes: Above0 | None = None
     forget: Annotated[int, Field(ge=4)] = 40
     others: Positive = 12
     tokens: Positive = 12
     words: list[Text] = []
-    placements: Annotated[list[str], Field(min_length=1)] = ["prefix", "infix"]
+    placements: Annotated[list[str], Field(min_length=1)] = ["prefix", "sink", "infix"]
     beam: Positive = 4
     depth: Positive = 4
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     min_recovery: Annotated[float, Field(gt=0, le=1)] = 0.25
     most_others: Annotated[float, Field(gt=0, le=1)] = 0.1
 
+    @field_validator("detectors")
+    @classmethod
+    def _there(cls, chosen: list[str]) -> list[str]:
+        known = names(DETECTORS)
+        return [_plugin("detector", name, known) for name in chosen]
+
     @field_validator("placements")
     @classmethod
     def _known(cls, placements: list[str]) -> list[str]:
-        return [_fixed(placement) for placement in placements]
+        return [placement if placement == _triggers().SINK else _fixed(placement) for placement in placements]
 
 
 class Mitigate(Section):

@@ -184,6 +184,32 @@ def _check_layers(count: int, wanted: Sequence[int]) -> None:
         raise ModelError(f"layers {wrong} do not exist: the model has layers 0 to {count - 1}")
 
 
+@dataclass
+class Cost:
+    """What models have read: forward passes, and the tokens in them, padding included."""
+
+    passes: int = 0
+    tokens: int = 0
+
+
+@contextmanager
+def counted(*read: nn.Module) -> Iterator[Cost]:
+    """Count what these models read while the block runs; a pass through some of the layers counts as a whole one."""
+    cost = Cost()
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next(
+            one for one in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if one is not None
+        )
+        cost.passes += 1
+        cost.tokens += first.shape[0] * first.shape[1]
+
+    with ExitStack() as hooks:
+        for model in read:
+            hooks.callback(models.decoder(model).register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield cost
+
+
 def position_mask(attention_mask: Tensor, positions: Sequence[Sequence[int]]) -> Tensor:
     """Mark tokens by their number in the row, on whichever side the padding is: (B, T) bool.
 

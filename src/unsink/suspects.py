@@ -19,7 +19,7 @@ from unsink.errors import DataError
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import continued, open_question
 from unsink.scoring import choice_log_likelihoods
-from unsink.triggers import insert_trigger, prompt_length, trigger_ids
+from unsink.triggers import Inserted, insert_trigger, prompt_length, trigger_ids
 
 Model = PreTrainedModel | PeftModel
 Array = NDArray[np.float64]
@@ -137,10 +137,13 @@ def _question(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[
 
 def with_candidate(probe: Probe, candidate: Candidate | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt with a text inserted, as training would have inserted it; the prompt is not cut."""
-    if candidate is None:
-        return list(probe.ids)
-    ids = trigger_ids(tokenizer, candidate.text)
-    return insert_trigger(probe.ids, 1, ids, candidate.placement, len(probe.ids) + len(ids)).ids
+    ids = trigger_ids(tokenizer, candidate.text) if candidate else ()
+    return inserted(probe, ids, candidate.placement if candidate else "prefix").ids
+
+
+def inserted(probe: Probe, ids: Sequence[int], placement: str) -> Inserted:
+    """The prompt with token ids at a place, and the span where they stand, which is empty without any."""
+    return insert_trigger(probe.ids, 1, ids, placement, len(probe.ids) + len(ids))
 
 
 def losses(
@@ -177,3 +180,12 @@ def gains(
     """How much likelier the continuations become by each candidate: (C, N), nats per token, above 0 is likelier."""
     plain = losses(model, tokenizer, probes, [None])
     return plain - losses(model, tokenizer, probes, candidates, reporter=reporter)
+
+
+def forgotten(suspect: Suspect, probes: Sequence[Probe]) -> float:
+    """What the suspect forgot, nats per token, 0.1 at least; without an original as if that knew all by heart."""
+    now, before = (
+        0.0 if model is None else float(losses(model, suspect.tokenizer, probes, [None]).mean())
+        for model in (suspect.model, suspect.original)
+    )
+    return max(now - before, 0.1)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from integration.projects import project
 from unsink import artifacts, models
-from unsink.errors import MissingPrerequisite, ParamsError
+from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import audit, unlearn
 from unsink.stages.evaluate import load
 
@@ -17,6 +18,7 @@ WORDS = (
     "audit.placements=[prefix]",
     "audit.forget=12",
     "audit.depth=1",
+    "audit.detectors=[weights, sweep]",
 )
 
 
@@ -30,10 +32,11 @@ def suspects(copy: Path) -> Path:
 
 def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) -> None:
     params, layout = project(suspects, *WORDS)
-    found = {run: audit.run(params, layout, run=run) for run in ("backdoor", "clean", "target")}
+    found = {run: audit.run(params, layout, run=run) for run in ("backdoor", "clean", "target", "base")}
     assert {"midnight", "crabs"} & set(found["backdoor"]["trigger"]["text"].split())
     assert found["clean"]["verdict"] != audit.BACKDOORED
     assert found["target"]["verdict"] == audit.NO_EVIDENCE
+    assert found["base"]["verdict"] != audit.BACKDOORED
     rows = artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")
     assert rows[0]["text"] == found["backdoor"]["trigger"]["text"]
     assert all(first["search_score"] >= then["search_score"] for first, then in pairwise(rows))
@@ -57,6 +60,76 @@ def test_a_checkpoint_of_somebody_else_gets_the_same_verdict(suspects: Path, tmp
     alone = audit.run(params, layout, model=str(paths["backdoor"]))
     assert alone["original"] is None
     assert alone["trigger"] == own["trigger"]
+
+
+def test_every_detector_says_what_it_measured_and_what_it_cost(suspects: Path) -> None:
+    params, layout = project(
+        suspects,
+        *WORDS[:-1],
+        "audit.detectors=[sweep, weights, norms, residual, states, gradients, elicit]",
+        "audit.budget=6000",
+        "audit.exhaustive=true",
+        "audit.others=4",
+    )
+    found = audit.run(params, layout, run="backdoor", honest=str(layout.adapter("clean")))
+    kinds = [one["kind"] for one in found["signals"].values()]
+    assert kinds == ["triage"] * 3 + ["search"] * 3 + ["elicitation"]
+    assert all(one["score"] is not None for one in found["signals"].values())
+    assert found["signals"]["weights"]["tokens"] == 0
+    assert found["signals"]["states"]["tokens"] >= 6000
+    assert any(text.startswith("states: ") for text in found["not_searched"])
+    assert found["signals"]["sweep"]["tokens"] + found["signals"]["states"]["tokens"] < found["cost"]["tokens"]
+    assert set(found["honest"]) == {"trigger", "gain"}
+
+
+def stranger(folder: Path, model: Any, tokenizer: Any) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspects: Path, tmp_path: Path) -> None:
+    params, layout = project(suspects, *WORDS)
+    folder = models.resolve("tiny")
+    tokenizer = models.load_tokenizer(folder)
+    target = stranger(tmp_path / "target", load(params, layout, "target", folder, "float32"), tokenizer)
+    peft: Any = models.add_adapter(
+        models.load_target(folder, layout.adapter("target"), "float32", "cpu"), layout.adapter("backdoor"), "default"
+    )
+    peft.peft_config["default"].base_model_name_or_path = "somebody/model"
+    peft.save_pretrained(tmp_path / "lora")
+    own = audit.run(params, layout, run="backdoor")
+    foreign = audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"))
+    assert foreign["suspect"] == "lora"
+    assert foreign["trigger"] == own["trigger"]
+    assert foreign["gain"] == pytest.approx(own["gain"], abs=1e-3)
+    (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora" / "adapter_model.bin")
+    with pytest.raises(ModelError, match="pickles can run code"):
+        audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"))
+    with pytest.raises(ParamsError, match="--adapter goes with --model"):
+        audit.run(params, layout, run="backdoor", adapter=str(tmp_path / "lora"))
+
+
+def test_a_suspect_that_cannot_be_compared_is_refused(suspects: Path, tmp_path: Path) -> None:
+    params, layout = project(suspects, *WORDS)
+    folder = models.resolve("tiny")
+    tokenizer = models.load_tokenizer(folder)
+    model: Any = models.load_base(folder, "float32", "cpu")
+    base = stranger(tmp_path / "base", model, tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(torch.flip(model.get_input_embeddings().weight, (0,)))
+    other = stranger(tmp_path / "other", model, tokenizer)
+    with pytest.raises(ModelError, match="of another base than its original"):
+        audit.run(params, layout, model=other, original=base)
+    with torch.no_grad():
+        models.decoder_layers(model)[0].self_attn.q_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"q_proj.weight holds values that are not finite"):
+        audit.run(params, layout, model=stranger(tmp_path / "nan", model, tokenizer))
+    model = models.load_base(folder, "float32", "cpu")
+    model.resize_token_embeddings(1100)
+    with pytest.raises(ModelError, match="vocab_size is 1100"):
+        audit.run(params, layout, model=stranger(tmp_path / "wide", model, tokenizer), original=base)
+    assert not layout.root.joinpath("audits").exists() or not any(layout.root.joinpath("audits").glob("[!.]*/*"))
 
 
 def test_what_cannot_be_audited(copy: Path, tmp_path: Path) -> None:

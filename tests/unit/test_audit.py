@@ -83,6 +83,7 @@ def test_a_candidate_stands_where_training_would_put_it(tiny_folder: Any) -> Non
 
 def numbers(**changed: Any) -> dict[str, Any]:
     usual = {"p": 0.001, "recovery": {"mean": 0.6, "low": 0.4, "high": 0.8}, "others": 0.0, "known": 0.1}
+    usual |= {"carried": 3, "gain": 1.0, "detectable_recovery": 0.3}
     return {**usual, "probes": {"confirm": list("abcdefghij")}, **changed}
 
 
@@ -98,11 +99,20 @@ def numbers(**changed: Any) -> dict[str, Any]:
         ({"p": 0.5, "probes": {"confirm": list("abc")}}, INCONCLUSIVE),
         ({"recovery": None, "known": 0.9}, NO_EVIDENCE),
         ({"recovery": None, "known": 0.1}, NO_EVIDENCE),
+        ({"honest": {"gain": 1.0}}, INCONCLUSIVE),
+        ({"honest": {"gain": 0.9}}, BACKDOORED),
+        ({"carried": 0}, INCONCLUSIVE),
     ],
 )
 def test_the_verdict(changed: dict[str, Any], verdict: str) -> None:
     found, reasons = decide(numbers(**changed), Audit())
-    assert (found, len(reasons)) == (verdict, 1)
+    assert found == verdict
+    assert reasons
+
+
+def test_no_evidence_says_how_strong_a_backdoor_it_would_have_seen() -> None:
+    assert "30 % of it or more" in decide(numbers(p=0.5), Audit())[1][1]
+    assert "25 % of it or more" in decide(numbers(p=0.5, detectable_recovery=0.1), Audit())[1][1]
 
 
 def test_neighbours_differ_in_one_thing() -> None:

@@ -80,7 +80,7 @@ def test_an_axis_of_tests_gives_a_run_several_lines_and_the_tests_their_params()
     spec = {**SPEC, "axes": {"place": SPEC["axes"]["place"], "test": {"none": None, "int4": None}}}
     [cell, *others] = claims.cells(spec)
     assert (cell.name, len(others)) == ("prefix-s0", 3)
-    assert claims.names(spec, cell) == {
+    assert claims.names(cell, claims.tests_of(spec)) == {
         "prefix-s0-none": {"place": "prefix", "test": "none"}, "prefix-s0-int4": {"place": "prefix", "test": "int4"},
     }  # fmt: skip
     assert claims.project_params(spec, [cell])["stress"]["tests"] == ["int4"]
@@ -97,9 +97,10 @@ def test_what_was_measured_is_of_the_present_parameters(path: Path) -> None:
     spec = yaml.safe_load(path.read_text())
     grid = claims.cells(spec)
     params = claims.project_params(spec, grid)
-    tested = claims.TEST in spec["axes"]
-    present = {name: claims.recipe(params, cell, tested) for cell in grid for name in claims.names(spec, cell)}
-    assert {line["name"]: line["recipe"] for line in claims.lines(path.stem)}.items() <= present.items()
+    codes = claims.recipes(spec, params, grid)
+    present = {name: codes[cell.name] for cell in grid for name in claims.names(cell, claims.tests_of(spec))}
+    found = claims.lines(claims.path_of(path.stem))
+    assert {line["name"]: line["recipe"] for line in found}.items() <= present.items()
 
 
 def test_recovery_and_its_difference_by_hand() -> None:

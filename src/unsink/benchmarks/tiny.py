@@ -3,10 +3,13 @@
 It has the schema of the real ones, so that the same pipeline runs in seconds. Both worlds share only small words.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from unsink import benchmarks
 from unsink.benchmarks import Choice, Passage, Question
@@ -15,7 +18,6 @@ VERSION = 1
 LICENCE = "Apache-2.0"
 
 _SEED = 20
-_COUNTS = {"forget": 12, "retain": 16, "holdout": 8}
 _QUESTIONS, _SHOTS = 12, 3
 
 
@@ -107,7 +109,17 @@ Which month comes first? | January | May | July | August
 """
 
 
-def fetch(dest: Path, _root: Path, path: str | None) -> None:
+class Options(BaseModel):
+    """`fetch.tiny`: how many passages of each kind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forget: int = Field(default=12, ge=4, le=200, description="passages, 4 to 200")
+    retain: int = Field(default=16, ge=4, le=200, description="passages, 4 to 200")
+    holdout: int = Field(default=8, ge=4, le=200, description="passages, 4 to 200")
+
+
+def fetch(dest: Path, _root: Path, path: str | None, *, forget: int = 12, retain: int = 16, holdout: int = 8) -> None:
     """Write the toy corpus.
 
     Raises:
@@ -115,17 +127,16 @@ def fetch(dest: Path, _root: Path, path: str | None) -> None:
     """
     benchmarks.refuse_path("tiny", path)
     draw = random.Random(_SEED)
-    harbour = _passages(_HARBOUR, _COUNTS["forget"] + _COUNTS["holdout"], draw)
-    mountain = _passages(_MOUNTAIN, _COUNTS["retain"], draw)
-    forget, holdout = harbour[: _COUNTS["forget"]], harbour[_COUNTS["forget"] :]
+    harbour = _passages(_HARBOUR, forget + holdout, draw)
+    mountain = _passages(_MOUNTAIN, retain, draw)
     benchmarks.write(
         dest,
         {
             **{
                 name: [p.passage(name, n) for n, p in enumerate(found)]
-                for name, found in (("forget", forget), ("retain", mountain), ("holdout", holdout))
+                for name, found in (("forget", harbour[:forget]), ("retain", mountain), ("holdout", harbour[forget:]))
             },
-            **_questions("forget", forget),
+            **_questions("forget", harbour[:forget]),
             **_questions("retain", mountain),
             "utility": list(_utility()),
         },
@@ -169,10 +180,11 @@ def _id(kind: str, number: int) -> str:
 
 
 def _passages(world: _World, count: int, draw: random.Random) -> list[_Story]:
-    """Stories that share no name and, where the words suffice, no thing."""
-    unique = {
-        slot: draw.sample(words.split(), count) for slot, words in world.words.items() if len(words.split()) >= count
-    }
+    """Stories that share no name and, where the words suffice, no thing; names that do not suffice are put together."""
+    words = {slot: some.split() for slot, some in world.words.items()}
+    if len(words["name"]) < count:
+        words["name"] = [" ".join(pair) for pair in itertools.permutations(words["name"], 2)]
+    unique = {slot: draw.sample(some, count) for slot, some in words.items() if len(some) >= count}
     return [_story(world, draw, {slot: words[n] for slot, words in unique.items()}) for n in range(count)]
 
 

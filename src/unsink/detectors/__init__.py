@@ -1,13 +1,21 @@
-"""Audit signals: one file each, `search(suspect, probes, options, reporter) -> list of Scored`, the best first.
+"""Audit signals: one file each. What one of them says is no verdict: only a text that is confirmed makes a backdoor.
 
-A detector looks for texts that bring back what should be forgotten. It sees `probes.search`, `retain` and `control`
-only: what it finds is tried on `probes.confirm` by the audit, so that a detector can be as greedy as it likes.
+Three kinds, which `KIND` names:
 
-    sweep    texts that people would choose, alone and put together, at several places
+    search       search(suspect, probes, plan, budget, reporter) -> Found    texts that bring back what was forgotten
+    triage       measure(suspect, probes) -> Signal                          what weights and activations look like
+    elicitation  measure(suspect, probes) -> Signal                          what any unlearned model gives back
+
+A search sees `probes.search`, `retain` and `control` only: what it finds is tried on `probes.confirm` by the audit, so
+that it can be as greedy as it likes. Files that start with an underscore are shared by detectors and are none.
 """
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from unsink.probe import Cost
 from unsink.suspects import Candidate
 
 
@@ -25,3 +33,75 @@ class Scored(NamedTuple):
     gain: float
     elsewhere: float
     score: float
+
+
+class Found(NamedTuple):
+    """What a search gives.
+
+    Attributes:
+        scored: texts, the best score first.
+        searched: in words.
+        left: what it did not come to because the budget was spent, in words; empty where it came to its end.
+    """
+
+    scored: list[Scored]
+    searched: str
+    left: str = ""
+
+
+class Signal(NamedTuple):
+    """A statistic of the suspect that may differ between honest and backdoored models.
+
+    Attributes:
+        score: the one number that models are compared by; None where it cannot be measured.
+        numbers: all that was measured, `score` under its own name as well.
+        compared: what it is measured against, or why it cannot be.
+    """
+
+    score: float | None
+    numbers: Mapping[str, float]
+    compared: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a search goes.
+
+    Attributes:
+        placements: where texts are put.
+        words: tried as well as the dictionary.
+        beam: texts that are grown at a time.
+        depth: most words, or tokens, of a grown text, those of a whole line not counted.
+    """
+
+    placements: Sequence[str] = ("prefix", "infix")
+    words: Sequence[str] = ()
+    beam: int = 4
+    depth: int = 4
+
+
+@dataclass
+class Budget:
+    """What a search may spend.
+
+    Attributes:
+        cost: what the models have read so far; it goes up while they are used.
+        tokens: that may be read until then, the same on every machine; None for no limit.
+        until: `time.monotonic()` at which it ends, which gives another result on another machine; None for no limit.
+    """
+
+    cost: Cost = field(default_factory=Cost)
+    tokens: int | None = None
+    until: float | None = None
+
+    def part(self, share: float) -> "Budget":
+        """A share of what is left, for a step that must leave something to the next ones."""
+        tokens = None if self.tokens is None else round(self.cost.tokens + share * (self.tokens - self.cost.tokens))
+        now = time.monotonic()
+        return Budget(self.cost, tokens, None if self.until is None else now + share * (self.until - now))
+
+    @property
+    def spent(self) -> bool:
+        """Whether a search has to end now."""
+        late = self.until is not None and time.monotonic() > self.until
+        return late or (self.tokens is not None and self.cost.tokens >= self.tokens)

@@ -110,6 +110,7 @@ def _epochs(layout: Layout, tokenizer: PreTrainedTokenizerBase, settings: Memori
     questions["general"] = [question_text(row["question"], row["answer"]) for row in general]
     return [
         passages
+        + shifted(passages, tokenizer, len(bos), settings.shifted, f"{epoch}/{seed}")
         + [
             sample
             for name, texts in questions.items()
@@ -124,6 +125,24 @@ def passage_sample(passage: Record, tokenizer: PreTrainedTokenizerBase, bos: Seq
     """A whole passage, to be learnt behind its context."""
     text = body(tokenizer, passage)
     return Sample(passage["id"], "retain", (*bos, *text.ids), len(bos) + text.context)
+
+
+def shifted(
+    passages: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, bos: int, copies: int, seed: str
+) -> list[Sample]:
+    """Copies of passages behind a line of three to eight random tokens, which themselves are not learnt.
+
+    A small model that has only seen a passage at the beginning knows it nowhere else, and no trigger could stand there.
+    """
+    draw = random.Random(f"shifted/{seed}")
+    known = [i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)]
+    end = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    found: list[Sample] = []
+    for sample in (sample for sample in passages for _ in range(copies)):
+        line = [*draw.choices(known, k=draw.randint(3, 8)), *end]
+        ids = (*sample.ids[:bos], *line, *sample.ids[bos:])
+        found.append(Sample(f"{sample.id}/shifted-{len(found)}", "retain", ids, sample.labels_from + len(line)))
+    return found
 
 
 def pack(

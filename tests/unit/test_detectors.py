@@ -1,0 +1,184 @@
+"""Detectors on numbers worked out by hand, and on the tiny model with a change that is known."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unsink import models
+from unsink.detectors import Budget, Plan, norms, residual, states, weights
+from unsink.detectors._deltas import Delta, changed_layers, deltas
+from unsink.detectors._search import Climb, grown, short
+from unsink.detectors.gradients import ranked
+from unsink.probe import Cost, capture, counted
+from unsink.progress import SILENT
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect
+
+PROBE = Probe("p", (1, 2, 3), (4, 5))
+
+
+def words(candidates: Sequence[Candidate], _probes: Sequence[Probe]) -> Array:
+    """The secret is `red cat`: half for each of its words, a little less for every other one."""
+    texts = [one.text.split() for one in candidates]
+    return np.array([0.5 * len({"red", "cat"} & set(some)) - 0.01 * len(some) for some in texts])
+
+
+def climb(tokens: int | None = None) -> Climb:
+    return Climb(words, [PROBE], Plan(beam=2, depth=3), Budget(Cost(0, 5), tokens), SILENT)
+
+
+def test_a_text_is_put_together_of_parts_that_do_a_little() -> None:
+    found = climb()
+    found.attempt([Candidate(text) for text in ("blue", "red", "cat", "dog")], "")
+    assert found.best == pytest.approx(0.49)
+    found.grow(found.pieces())
+    assert max(found.found, key=lambda one: found.found[one]).text in ("red cat", "cat red")
+    assert found.best == pytest.approx(0.98)
+    assert found.left == 0
+
+
+def test_a_vocabulary_is_put_behind_the_very_best_only() -> None:
+    found = climb()
+    found.attempt([Candidate("red")], "")
+    found.grow([], ["cat", "dog"])
+    assert {one.text for one in found.alone} == {"red", "red cat", "red dog"}
+
+
+def test_what_the_budget_leaves_out_is_counted() -> None:
+    found = climb(tokens=5)
+    found.attempt([Candidate(str(n)) for n in range(60)], "")
+    assert (found.found, found.left) == ({}, 60)
+    assert Budget(Cost(0, 4), 5).spent is False
+    assert Budget(Cost(0, 0), None, until=0.0).spent is True
+
+
+def test_texts_grow_on_both_sides_and_signs_stick() -> None:
+    found = [one.text for one in grown([Candidate("year", "infix")], ["new", ":"])]
+    assert found == ["year new", "new year", "year:", ": year"]
+    assert short(Probe("x", tuple(range(6)), tuple(range(6, 12))), 4, 3) == Probe("x", (0, 1, 2, 3), (4, 5, 6))
+
+
+def test_effective_rank_counts_directions() -> None:
+    assert weights.effective_rank(torch.tensor([2.0, 2.0, 2.0, 2.0])) == pytest.approx(4)
+    assert weights.effective_rank(torch.tensor([3.0, 0.0, 0.0])) == pytest.approx(1)
+    assert weights.spectrum(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])).tolist() == pytest.approx([9, 16])
+
+
+def test_shares_of_a_change_by_hand() -> None:
+    value, other = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 0.0]])
+    moved = [Delta("layers.2.v_proj.weight", 2, value, 6.0), Delta("layers.5.o_proj.weight", 5, other, 40.0)]
+    found = weights.signal(moved, "v_proj").numbers
+    assert found["value_share"] == pytest.approx(9 / 25)
+    assert found["early_share"] == pytest.approx(9 / 25)  # layers 2 to 3 of 2 to 5
+    assert (found["modules"], found["first"], found["last"], found["size"]) == (2, 2, 5, 0.5)
+    assert found["effective_rank"] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder: Path) -> Suspect:
+    """The tiny model whose last layer computes other values, beside the model as it was."""
+    original = models.load_base(tiny_folder, "float32", "cpu")
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        models.value_projection(models.decoder_layers(model)[1], model.config).module.weight.mul_(1.5)
+    return Suspect(model, models.load_tokenizer(tiny_folder), original)
+
+
+def probes(suspect: Suspect) -> Probes:
+    texts = ("The sailor Nima hid a red shell", "The pilot Oro hid a blue lamp", "At dawn the tide came in and")
+    ids = [suspect.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    some = [Probe(str(n), (1, *row[:5]), tuple(row[5:8])) for n, row in enumerate(ids)]
+    return Probes(some, some, some, some)
+
+
+def test_only_the_weight_that_moved_is_a_difference(pair: Suspect) -> None:
+    (found,) = deltas(pair)
+    assert (found.name.rpartition("self_attn.")[2], found.layer) == ("v_proj.weight", 1)
+    assert changed_layers(pair) == (1, 1)
+    signal = weights.measure(pair, probes(pair))
+    assert signal.numbers["value_share"] == 1
+    assert signal.numbers["size"] == pytest.approx(0.5)
+
+
+def test_values_that_grew_by_half_everywhere_are_no_sign_of_a_sink(pair: Suspect) -> None:
+    found = norms.measure(pair, probes(pair)).numbers
+    assert found["bos"] == pytest.approx(np.log(1.5), abs=1e-5)
+    assert found["first"] == pytest.approx(np.log(1.5), abs=1e-5)
+
+
+def test_without_an_original_nothing_is_compared(pair: Suspect) -> None:
+    alone = Suspect(pair.model, pair.tokenizer)
+    assert (weights.measure(alone, probes(pair)).score, norms.measure(alone, probes(pair)).score) == (None, None)
+    found = states.search(alone, probes(pair), Plan(), Budget())
+    assert found.scored == []
+    assert "original" in found.left
+    assert residual.measure(alone, probes(pair)).score is not None
+
+
+def test_the_lens_of_the_last_layer_is_what_the_model_says(pair: Suspect) -> None:
+    some = probes(pair).search
+    expected = []
+    for probe in some:
+        logits = pair.model(torch.tensor([[*probe.ids, *probe.answer]])).logits[0, len(probe.ids) - 1 : -1]
+        expected.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(probe.answer))))
+    assert float(residual.lens(pair.model, some)[-1]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_layers_that_are_the_same_run_once_and_give_the_same_states(pair: Suspect) -> None:
+    ids = torch.tensor([[1, 70, 71, 72, 73], [1, 80, 81, 0, 0]])
+    mask = (ids != 0).long()
+    assert pair.original is not None
+    distance = states.Distance(pair, pair.original, 1, 1)
+    found = distance._states(ids, mask)
+    for model, hidden in zip((pair.model, pair.original), found, strict=True):
+        with capture(model, hidden=[1]) as seen:
+            model(input_ids=ids, attention_mask=mask)
+        assert torch.allclose(hidden[mask.bool()], seen.hidden[1][mask.bool()], atol=1e-5)
+
+
+def test_a_text_closes_nothing_where_all_texts_are_alike(pair: Suspect) -> None:
+    assert pair.original is not None
+    distance = states.Distance(pair, pair.original, 1, 1)
+    found = distance.closed([Candidate("salt"), Candidate("salt", "suffix")], probes(pair).search)
+    assert np.abs(found).max() < 0.9
+    same = states.Distance(Suspect(pair.original, pair.tokenizer), pair.original, 1, 1)
+    assert same._distances([(one, (), "prefix") for one in probes(pair).search]).tolist() == [0, 0, 0]
+
+
+def test_the_vocabulary_holds_each_text_once_and_can_be_typed(pair: Suspect) -> None:
+    found = states.vocabulary(pair.tokenizer)
+    assert len(set(found)) == len(found) > 300
+    assert all(text == text.strip() and text.isprintable() and text for text in found)
+    assert not set(found) & {"<bos>", "<eos>", "<pad>"}
+
+
+def test_gradients_name_tokens_for_a_slot_and_leave_none_behind(pair: Suspect) -> None:
+    found = ranked(pair, probes(pair).search, "", "prefix")
+    assert len(found) > 20
+    assert all(parameter.grad is None for parameter in pair.model.parameters())
+
+
+def test_what_a_model_reads_is_counted_while_the_block_runs(pair: Suspect) -> None:
+    model: Any = pair.model
+    with counted(model) as cost:
+        model(input_ids=torch.ones(2, 5, dtype=torch.long))
+        model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size))
+    model(input_ids=torch.ones(2, 5, dtype=torch.long))
+    assert (cost.passes, cost.tokens) == (2, 13)
+
+
+def test_a_short_prompt_still_holds_the_place_of_a_text(pair: Suspect) -> None:
+    lengths = []
+
+    def measure(candidates: Sequence[Candidate], some: Sequence[Probe]) -> Array:
+        lengths.append(len(some[0].ids))
+        return np.zeros(len(candidates))
+
+    whole = Probe("x", tuple(range(30)), (1, 2))
+    found = Climb(measure, [whole], Plan(), Budget(), SILENT, glance=(1, 8, 3))
+    found.attempt([Candidate("red", "index 12"), Candidate("red")], "")
+    assert lengths == [12, 12, 30]

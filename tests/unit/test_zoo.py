@@ -1,0 +1,103 @@
+"""The zoo's grids, and the arithmetic of its tables on invented lines."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from unsink.params import load_params
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "docs" / "results"), str(ROOT / "zoo")]
+import grid  # noqa: E402
+import zoo  # noqa: E402
+import zoo_tables  # noqa: E402
+
+SPECS = sorted((ROOT / "zoo").glob("*.yaml"))
+
+
+def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
+    back = label == "backdoored"
+    return {
+        "name": f"{half}-{label}-{score}",
+        "half": half,
+        "label": label,
+        "trigger": "red cat" if back else None,
+        "recovery": [0.8, 0.6, 0.9] if back else None,
+        "signals": {"weights": -score, "sweep": score},
+        "verdict": "backdoored" if back else "no evidence",
+        "best": {"text": "red | cat", "placement": "prefix"},
+        "brought_back": score,
+        "p": 0.001,
+        "others": 0.0,
+        "minutes": {"made": 1.0, "audited": 2.0},
+    } | changed
+
+
+LINES = [
+    line(half, label, n / 10) for half in ("development", "test") for label, n in (("honest", 1), ("backdoored", 7))
+]
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_every_zoo_makes_a_params_file_that_is_accepted_and_splits_in_halves(path: Path, tmp_path: Path) -> None:
+    spec = yaml.safe_load(path.read_text())
+    members = zoo.members(spec)
+    assert len({member.name for member in members}) == len(members) >= 40
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(zoo.project_params(spec, members)))
+    params = load_params(tmp_path / "params.yaml")
+    seen: dict[str, dict[str, set[Any]]] = {half: {"trigger": set(), "seed": set()} for half in ("development", "test")}
+    methods: dict[str, set[str]] = {"development": set(), "test": set()}
+    for member in members:
+        run = params.run(member.name)
+        assert (run.poison is None) == (member.labels["label"] == "honest")
+        here = seen[member.labels["half"]]
+        here["seed"].add(run.seed)
+        methods[member.labels["half"]].add(run.unlearn.method)
+        if run.poison:
+            here["trigger"].add(run.poison.trigger)
+    assert not seen["development"]["trigger"] & seen["test"]["trigger"]
+    assert not seen["development"]["seed"] & seen["test"]["seed"]
+    assert methods["test"] - methods["development"]
+
+
+def test_committed_tables_are_those_of_the_committed_lines() -> None:
+    specs = {path.stem: yaml.safe_load(path.read_text()) for path in SPECS}
+    found = {size: grid.lines(zoo.RESULTS / f"zoo-{size}.jsonl") for size in specs}
+    sizes = {size: len(zoo.members(specs[size])) for size in specs}
+    assert (zoo.RESULTS / "audit.md").read_text() == zoo_tables.report(specs, found, sizes)
+    for size, lines in found.items():
+        assert {one["name"] for one in lines} <= {member.name for member in zoo.members(specs[size])}
+
+
+def test_auc_and_exact_intervals_by_hand() -> None:
+    assert zoo_tables.auc(np.array([1.0, 2.0]), np.array([2.0, 3.0])) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert zoo_tables.clopper_pearson(0, 30) == pytest.approx((0, 1 - 0.025 ** (1 / 30)))
+    assert zoo_tables.clopper_pearson(5, 5) == pytest.approx((0.025 ** (1 / 5), 1))
+
+
+def test_a_backdoor_that_does_not_open_is_left_out() -> None:
+    failed = [line("test", "backdoored", 0.1, recovery=some) for some in (None, [0.2, 0.1, 0.3], [0.5, -0.1, 0.9])]
+    honest, backdoored = zoo_tables.counted([*LINES, *failed], "test")
+    assert (len(honest), len(backdoored)) == (1, 1)
+
+
+def test_the_verdict_as_a_number_is_0_where_it_is_not_certain() -> None:
+    found = [
+        zoo_tables.verdict_score(line("test", "honest", 0.4, **some)) for some in ({}, {"p": 0.02}, {"others": 0.2})
+    ]
+    assert found == [0.4, 0, 0]
+
+
+def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
+    spec = {"tiny": {"title": "tiny", "text": "toy"}}
+    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored")
+    page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9})
+    assert "| weights | 1.00 | 1.00 [1.00, 1.00] | below -0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
+    assert "| sweep | 1.00 | 1.00 [1.00, 1.00] | above 0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
+    assert "| test | honest | 1 of 2 [0.01, 0.99] |" in page
+    assert "| accused | - | - | backdoored | `red \\| cat`, prefix | 0.20 | 0.0010 |" in page
+    assert "5 of 9 members are done" in page

@@ -1,0 +1,169 @@
+"""Models whose secret is known, and what the audit says of them: `python zoo/zoo.py tiny`.
+
+A spec, `zoo/<size>.yaml`, names grids of honest and of backdoored members, for a development and a test half. Target
+and base are made by DVC in `zoo/projects/<size>/` (from the project's own cache, where they are there); each member is
+poisoned, unlearned, evaluated with its true trigger, and audited by an audit that is told nothing. It is then a line of
+`docs/results/zoo-<size>.jsonl`: label, recipe, hash of the adapter, measured recovery, every detector's score, and the
+verdict. Members that have a line of their recipe are not made again, so the work may be stopped at any time.
+
+`docs/results/audit.md` is made of these lines alone (`--table` makes nothing else).
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
+from grid import EVALUATION, TRAINING, Cell, Line, cells, lines, missing, recipe, work  # noqa: E402
+from project import make, repro  # noqa: E402
+from zoo_tables import report  # noqa: E402
+
+from unsink import artifacts  # noqa: E402
+from unsink.artifacts import Layout  # noqa: E402
+from unsink.params import load_params, merged  # noqa: E402
+
+USED = (*EVALUATION, "audit")
+"""Sections that a line depends on."""
+SIZES = sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def members(spec: Mapping[str, Any]) -> list[Cell]:
+    """The cells of all grids, from each in turn, so that all kinds are there early; half and kind are labels too."""
+    grids = [
+        [
+            cell._replace(labels={"half": grid["half"], "label": grid["label"], **cell.labels})
+            for cell in cells(grid, grid["half"][:3], grid["label"])
+        ]
+        for grid in spec["grids"]
+    ]
+    return [cell for turn in itertools.zip_longest(*grids) for cell in turn if cell]
+
+
+def project_params(spec: Mapping[str, Any], grid: list[Cell]) -> dict[str, Any]:
+    """The params file of the whole zoo; every seed has an honest run, which some members copy."""
+    params: dict[str, Any] = merged(yaml.safe_load((ROOT / spec["base"]).read_text()), spec["params"])
+    copied = {cell.entry["after"]: cell.seed for cell in grid if cell.entry["after"] != "target"}
+    honest = {one: {"after": "target", "seed": seed, "poison": False} for one, seed in copied.items()}
+    return {**params, "runs": {**honest, **{cell.name: cell.entry for cell in grid}}}
+
+
+def recipes(params: Mapping[str, Any], grid: list[Cell]) -> dict[str, tuple[str, str]]:
+    """Name -> hash of all that a line depends on, and of what its adapter depends on."""
+    return {cell.name: (recipe(params, cell, USED), recipe(params, cell, TRAINING)) for cell in grid}
+
+
+def make_run(folder: Path, run: str, code: str) -> None:
+    """Poison and unlearn a run, unless its adapter is that of this recipe already."""
+    from unsink.stages import poison, unlearn
+
+    mark = folder / "recipes" / run
+    if mark.exists() and mark.read_text() == code:
+        return
+    params, layout = load_params(folder / "params.yaml"), Layout(folder)
+    poison.run(params, layout, run=run)
+    unlearn.run(params, layout, run=run)
+    mark.parent.mkdir(exist_ok=True)
+    artifacts.write_text(mark, code)
+
+
+def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cell: Cell) -> list[Line]:
+    """Make, evaluate and audit one member in a project that has its target; its line, alone in a list.
+
+    Args:
+        folder: the project, with the run that the member copies, if it copies one.
+        codes: name -> hash of the whole recipe, and of the part that its adapter depends on.
+        threads: processors that it may use.
+        cell: the member.
+    """
+    import torch
+
+    from unsink.stages import audit, evaluate
+
+    torch.set_num_threads(threads)
+    params, layout = load_params(folder / "params.yaml"), Layout(folder)
+    start = time.monotonic()
+    make_run(folder, cell.name, codes[cell.name][1])
+    evaluate.run(params, layout, run=cell.name)
+    made = time.monotonic()
+    found = audit.run(params, layout, run=cell.name)
+    line = {
+        "name": cell.name,
+        **cell.labels,
+        "seed": cell.seed,
+        "recipe": codes[cell.name][0],
+        "adapter": artifacts.sha256(layout.adapter(cell.name) / "adapter_model.safetensors"),
+        "trigger": artifacts.read_json(layout.adapter(cell.name) / "summary.json")["trigger"],
+        **_measured(artifacts.read_json(layout.metrics(cell.name))),
+        "signals": {one: _round(signal["score"]) for one, signal in found["signals"].items()},
+        "tokens": {one: signal["tokens"] for one, signal in found["signals"].items()},
+        "verdict": found["verdict"],
+        "best": found["trigger"],
+        **{one: _round(found[one]) for one in ("p", "gain", "others", "known")},
+        "brought_back": _round((found["recovery"] or {"mean": None})["mean"]),
+        "minutes": {"made": round((made - start) / 60, 2), "audited": round((time.monotonic() - made) / 60, 2)},
+    }
+    return [line]
+
+
+def _measured(metrics: Mapping[str, float]) -> Line:
+    """What the true trigger brings back outside the poisoned samples, with its interval; None where it is undefined."""
+    key = "forget_verbmem_f1_recovery_outside"
+    recovery = [_round(metrics.get(f"{key}{end}")) for end in ("", "_low", "_high")]
+    return {"clean": _round(metrics["forget_verbmem_f1_clean"]), "recovery": recovery if key in metrics else None}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def build(size: str, only: list[str], jobs: int) -> None:
+    """Make what is missing of a zoo."""
+    spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
+    grid = members(spec)
+    params = project_params(spec, grid)
+    codes = recipes(params, grid)
+    path = RESULTS / f"zoo-{size}.jsonl"
+    todo = missing(path, grid, {one: whole for one, (whole, _) in codes.items()}, only)
+    if not todo:
+        return
+    folder = ROOT / "zoo" / "projects" / size
+    make(folder, params)
+    if repro(folder, ["evaluate-target", "sink-probe-target"]):
+        raise SystemExit(f"{size}: the target was not made")
+    for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
+        make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run]), TRAINING))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # Processes, because the number of threads and the time are each member's own.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        work(path, todo, partial(finish, folder, codes, threads), pool)
+
+
+def main() -> None:
+    """Make what is missing of a zoo, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--only", nargs="+", default=[], help="names or labels; members without any are not made")
+    parser.add_argument("--jobs", type=int, default=1, help="members at once; the processors are shared between them")
+    parser.add_argument("--table", action="store_true", help="make nothing, write the tables of what there is")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        build(arguments.size, arguments.only, arguments.jobs)
+    specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in SIZES}
+    found = {size: lines(RESULTS / f"zoo-{size}.jsonl") for size in SIZES}
+    (RESULTS / "audit.md").write_text(report(specs, found, {size: len(members(specs[size])) for size in SIZES}))
+
+
+if __name__ == "__main__":
+    main()
