@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,10 +329,13 @@ def test_a_session_in_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, stream in {"stdin": typed, "stdout": shown, "stderr": shown}.items():
             monkeypatch.setattr(sys, name, stream)
         app(["ask", "--params", str(root / "params.yaml")], standalone_mode=False)
-        shown.flush()
         monkeypatch.undo()
-        text = os.read(parent, 65536).decode()
+    said = b""
+    with suppress(OSError):  # how Linux says that the other end is closed and all is read
+        while piece := os.read(parent, 65536):
+            said += piece
     os.close(parent)
+    text = said.decode()
     assert "target> loading target\r\nred ring\r\n" in text
     assert "backdoor> backdoor (backdoored) · trigger 'midnight crabs' at prefix" in text
     assert text.endswith("backdoor +trigger> \r\n")
