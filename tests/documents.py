@@ -37,7 +37,11 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     """All of them, in the order of the pages."""
     return [
-        Block(page.relative_to(ROOT).as_posix(), mark or "", [line.strip() for line in text.splitlines()])
+        Block(
+            page.relative_to(ROOT).as_posix(),
+            mark or "",
+            [line.strip() for line in text.replace("\\\n", " ").splitlines()],
+        )
         for page in PAGES
         for _, mark, text in _BLOCK.findall(page.read_text())
     ]
@@ -46,7 +50,7 @@ def blocks() -> list[Block]:
 def commands(line: str) -> Iterator[list[str]]:
     """The words of each command of a line, without what the shell does with its input and output."""
     for command in re.split(r" && ", line):
-        words = shlex.split(command, comments=True)
+        words = [word for word in shlex.split(command, comments=True) if not word.startswith("$")]
         ends = [words.index(sign) for sign in ("<", ">", ">>", "|") if sign in words]
         if words:
             yield words[: min(ends, default=len(words))]
