@@ -19,7 +19,7 @@ from unsink.errors import DataError, Interrupted, MissingPrerequisite
 
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
-COMMANDS = [*STAGES, "ablate", "audit", "check", "show", "compare", "stress"]
+COMMANDS = [*STAGES, "ablate", "audit", "check", "show", "report", "compare", "stress"]
 
 Stage = Callable[..., dict[str, Any]]
 

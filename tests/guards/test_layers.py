@@ -17,7 +17,7 @@ LAYERS = (
     ("methods", "objective"),
     ("trainer", "scoring"),
     ("tasks", "durability", "suspects"),
-    ("detectors",),
+    ("detectors", "report"),
     ("stages",),
     ("cli",),
     ("__main__",),
