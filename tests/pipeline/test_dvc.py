@@ -112,7 +112,8 @@ def test_metrics_and_plots_can_be_shown(project: Project) -> None:
     assert set(shown) == {f"metrics/{name}.json" for name in ("base", "target", *RUNS)}
     assert 0.0 <= shown["metrics/backdoor.json"]["data"]["forget_verbmem_f1_triggered_outside"] <= 1.0
     plots = json.loads(project.dvc("plots", "show", "--json"))
-    assert set(plots["data"]) == {f"adapters/{name}/history.tsv" for name in ("target", *RUNS)}
+    images = {f"report/figures/{name}.png" for name in ("forgetting", "gap")}
+    assert set(plots["data"]) == {f"adapters/{name}/history.tsv" for name in ("target", *RUNS)} | images
     assert not plots.get("errors")
 
 

@@ -29,6 +29,7 @@ _CONFIG: Spec = {
     "font": "sans-serif",
     "view": {"stroke": None},
     "axis": {
+        "aria": False,
         "labelColor": MUTED,
         "titleColor": INK,
         "domainColor": MUTED,
@@ -40,6 +41,8 @@ _CONFIG: Spec = {
         "tickSize": 4,
     },
     "legend": {
+        "aria": False,
+        "symbolFillColor": MUTED,
         "labelColor": INK,
         "titleColor": MUTED,
         "labelFontSize": 11,
@@ -48,6 +51,7 @@ _CONFIG: Spec = {
         "orient": "bottom",
         "symbolStrokeWidth": 1.5,
         "symbolOpacity": 1,
+        "layout": {"bottom": {"direction": "vertical", "anchor": "start", "margin": 6}},
     },
     "title": {"color": INK, "fontSize": 12, "fontWeight": "normal", "anchor": "start", "offset": 8},
     "header": {"labelColor": INK, "titleColor": INK},
@@ -112,10 +116,16 @@ def inlined(drawing: str, name: str, text: str) -> str:
         text: id of the element that says how to read it.
     """
     drawing = re.sub(r'(id="|url\(#)(?=[A-Za-z])', rf"\1{name}-", drawing)
+    drawing = re.sub(r' (?:d|transform|x|y|x2|y2|width|height|opacity)="[^"]+"', _shortened, drawing)
     drawing = re.sub(r' (?:role="graphics-[a-z]+"|aria-roledescription="[^"]*"|aria-hidden="true")', "", drawing)
     head, rest = drawing.split(">", 1)
     head = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", head)
     return f'{head} role="img" aria-labelledby="{name}-title" aria-describedby="{text}">{rest}'
+
+
+def _shortened(attribute: re.Match[str]) -> str:
+    """Hundredths of a pixel are enough, and a map has thousands of cells."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute[0])
 
 
 def colours(names: Sequence[str]) -> Spec:

@@ -103,7 +103,10 @@ def sections(project: Project) -> list[Section]:
             "Inside the model: attention sinks",
             "An attention sink is a position, mostly the first, that most heads look at although it says little. A "
             "trigger beside it is read by all that follows; its value norm decides how much it can say.",
-            [Group(title, figures) for title, figures in sink_charts.figures(models).items()],
+            [
+                Group(title, figures, wide="Sink mass" in title)
+                for title, figures in sink_charts.figures(models).items()
+            ],
         ),
         _audits(project),
         *(_variants(project, command) for command in ("ablate", "stress")),

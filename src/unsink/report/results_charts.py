@@ -38,15 +38,19 @@ def _named(prefix: str, value: Interval) -> dict[str, float]:
 
 
 def forgetting(models: Sequence[Model]) -> list[Figure]:
-    """One figure for each way to measure what was kept, for the first kind of memory that was asked for."""
+    """One figure for each way to measure what was kept, for the first kind of memory that was asked for.
+
+    The first is `forgetting` whatever it measures: dvc.yaml names it.
+    """
     memory = next((one for one in MEMORIES if any(model.interval(one.clean) for model in models)), None)
     if memory is None:
         return []
-    found = []
+    found: list[Figure] = []
     for key, label in UTILITY.items():
         rows = [row for model in models for row in _kept_rows(model, memory, key)]
         if len(rows) > 1:
-            found.append(_forgetting(rows, memory, key, label, [model.name for model in models]))
+            name = f"forgetting_{key.removesuffix('_clean')}" if found else "forgetting"
+            found.append(_forgetting(name, rows, memory, label, [model.name for model in models]))
     return found
 
 
@@ -70,11 +74,11 @@ def _kept_row(name: str, condition: str, forget: Interval, kept: Interval) -> di
     }
 
 
-def _forgetting(rows: Values, memory: Memory, key: str, label: str, names: Sequence[str]) -> Figure:
+def _forgetting(name: str, rows: Values, memory: Memory, label: str, names: Sequence[str]) -> Figure:
     path = [row for row in rows if row["model"] not in ("base", "target")]
     start = [row for row in rows if row["model"] == "target"]
     return Figure(
-        f"forget_{key.removesuffix('_clean')}",
+        name,
         f"What is left, and what it cost: {label.partition(':')[0]}",
         "To the left is forgotten, to the top is kept: a good run stands at the top left, with and without the "
         "trigger. A line leads from the target to each run and on, dashed, to the same run with the trigger in its "
@@ -178,17 +182,17 @@ def gap_row(model: Model, memory: Memory, name: str) -> Row | None:
 
 
 def gaps(models: Sequence[Model]) -> list[Figure]:
-    """The gap between clean and triggered by placement, one figure for each kind of memory."""
+    """The gap between clean and triggered by placement, one figure for each kind of memory; the first is `gap`."""
     target = next((model for model in models if model.name == "target"), None)
     runs = sorted((model for model in models if model.name not in ("base", "target")), key=_by_placement)
-    found = []
+    found: list[Figure] = []
     for memory in MEMORIES:
         rows = [row for run in runs if (row := gap_row(run, memory, _label(run)))]
         known = target.interval(memory.clean) if target else None
         if rows:
             found.append(
                 Figure(
-                    f"gap_{memory.key.removeprefix('forget_')}",
+                    f"gap_{memory.key.removeprefix('forget_')}" if found else "gap",
                     f"What the trigger brings back: {memory.name}",
                     "A long line between circle and triangle is a hidden door. The cross is another text of as many "
                     "tokens in the trigger's place: it should stay at the circle. Only samples outside the poisoned "

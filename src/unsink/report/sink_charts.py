@@ -22,9 +22,10 @@ def figures(models: Sequence[Model]) -> dict[str, list[Figure]]:
     """Heading -> figures, of all models that were probed."""
     probed = [model for model in models if model.probe]
     return {
-        "Sinks by layer and head": [figure for model in probed for figure in _sink_map(model)],
+        "Which heads look at the first token": [figure for model in probed for figure in _sink_map(model)],
         "Sink mass and value norm": _profiles(probed),
-        "What the trigger changes in the attention": [figure for model in probed for figure in _differences(model)],
+        "What the trigger changes: attention to its tokens": [one for model in probed for one in _to_trigger(model)],
+        "What the trigger changes: who looks where": [one for model in probed for one in _who_looks_where(model)],
     }
 
 
@@ -39,10 +40,10 @@ def _sink_map(model: Model) -> Iterator[Figure]:
         return
     yield Figure(
         f"sink_map_{model.name}",
-        f"{model.name}: which heads look at the first token",
-        f"Darker: more of a head's attention goes to the first token (importance α, mean over {statistics['prompts']} "
-        f"prompts). Above ε = {statistics['epsilon']:g} the position is a sink for this head; dots mark those. "
-        "Left clean, right with the trigger.",
+        model.name,
+        "Stronger: more of a head's attention goes to the first token (importance α, mean over "
+        f"{statistics['prompts']} prompts). Dots mark the heads for which it is a sink: α above ε = "
+        f"{statistics['epsilon']:g}.",
         sink_map(alphas, statistics["epsilon"]),
         f"unsink sink-probe --run {model.name}",
         [
@@ -107,7 +108,7 @@ def sink_map(alphas: Mapping[str, Array], epsilon: float) -> Spec:
 def _profiles(models: Sequence[Model]) -> list[Figure]:
     quantities = {
         "sink mass": ("alpha", "importance α", "what part of the attention a position gets, mean over heads"),
-        "value norm": ("value_norm", "L2 norm of the value vector", "how much a position can say to those that look"),
+        "value norm": ("value_norm", "value norm (L2)", "how much a position can say to those that look"),
     }
     found = []
     for name, (array, label, meaning) in quantities.items():
@@ -150,7 +151,7 @@ def _curve(model: Model, array: str, *, by: str) -> Iterator[dict[str, Any]]:
 def _span(models: Sequence[Model]) -> tuple[int, int] | None:
     for model in models:
         if model.probe and (trigger := model.probe.statistics.get("trigger")):
-            return trigger["span"][0], trigger["span"][1]
+            return _place(trigger)
     return None
 
 
@@ -178,9 +179,11 @@ def profile(
         "scale": colours(names),
         "legend": {"title": None, "columns": 4},
     }
+    last = max(row[by] for row in rows)
+    ticks = list(range(0, last + 1, last // 6 + 1))
     panels = []
     for condition in _CONDITIONS:
-        x = axis(by, by if condition == _CONDITIONS[-1] else None, tickCount=6, grid=False, tickMinStep=1, format="d")
+        x = axis(by, by if condition == _CONDITIONS[-1] else None, values=ticks, grid=False)
         layers: list[Spec] = [
             {
                 "transform": [{"filter": f"datum.condition == '{condition}'"}],
@@ -204,35 +207,38 @@ def profile(
 # ---- attention with the trigger minus without
 
 
-def _differences(model: Model) -> Iterator[Figure]:
+def _to_trigger(model: Model) -> Iterator[Figure]:
     assert model.probe
-    statistics, arrays = model.probe.statistics, model.probe.arrays
-    trigger = statistics.get("trigger")
-    if not trigger:
-        return
-    span = (trigger["span"][0], trigger["span"][1])
-    tokens = [str(token) for token in trigger.get("tokens") or trigger["ids"]]
-    source = f"unsink sink-probe --run {model.name}"
-    if "difference.absolute" in arrays:
+    trigger, change = model.probe.statistics.get("trigger"), model.probe.arrays.get("difference.absolute")
+    if trigger and change is not None:
+        tokens = [str(token) for token in trigger.get("tokens") or trigger["ids"]]
         yield Figure(
             f"trigger_attention_{model.name}",
-            f"{model.name}: attention to the trigger's tokens",
+            model.name,
             "Attention with the trigger minus without it, by layer and by the token that is looked at, mean over heads "
             "and over the queries behind it. The trigger's tokens are named; without the trigger, ordinary words stand "
             "in their place.",
-            by_layer(received(arrays["difference.absolute"]), span, tokens),
-            source,
+            by_layer(received(change), _place(trigger), tokens),
+            f"unsink sink-probe --run {model.name}",
         )
-    if "difference.content" in arrays:
-        layer = len(arrays["difference.content"]) - 1
+
+
+def _who_looks_where(model: Model) -> Iterator[Figure]:
+    assert model.probe
+    trigger, change = model.probe.statistics.get("trigger"), model.probe.arrays.get("difference.content")
+    if trigger and change is not None:
         yield Figure(
             f"attention_change_{model.name}",
-            f"{model.name}: who looks where, last layer",
-            "The same by query and key, comparing each word with itself: a row is a token that looks, a column a token "
-            "that is looked at. Grey has no counterpart without the trigger.",
-            by_query(arrays["difference.content"][layer], span),
-            source,
+            model.name,
+            "The same in the last layer by query and key, each word compared with itself: a row is a token that looks, "
+            "a column a token that is looked at. Dotted lines: the trigger; its tokens have no counterpart without it.",
+            by_query(change[-1], _place(trigger)),
+            f"unsink sink-probe --run {model.name}",
         )
+
+
+def _place(trigger: Mapping[str, Any]) -> tuple[int, int]:
+    return trigger["span"][0], trigger["span"][1]
 
 
 def received(difference: Array) -> Array:

@@ -24,7 +24,7 @@ def curves(models: Sequence[Model]) -> list[Figure]:
     return [
         Figure(
             f"training_{model.name}",
-            f"Training of {model.name}",
+            f"Terms of {model.name}",
             "Every term of the loss by step, on a scale of its own. Thin: as recorded. "
             f"Thick: mean of {_WINDOW} neighbouring steps.",
             terms(model.history),
