@@ -242,12 +242,11 @@ def gap(rows: Sequence[Row], label: str, known: float | None) -> Spec:
         for row in rows
         if CONDITIONS[0] in row.scores and (end := row.scores[CONDITIONS[2]])
     ]
-    order = [row.name for row in rows]
     y = axis(
         "run",
         None,
         kind="nominal",
-        sort=order,
+        sort=None,
         orient="left",
         labelLimit=180,
         domain=False,

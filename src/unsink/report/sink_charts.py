@@ -272,7 +272,7 @@ def by_layer(change: Array, span: tuple[int, int], tokens: Sequence[str]) -> Spe
         "key",
         "token that is looked at",
         kind="ordinal",
-        sort=list(labels.values()),
+        sort=None,  # as in the rows: tokens are other people's text, and an order would become code
         labelAngle=-90,
         ticks=False,
         domain=False,
@@ -370,4 +370,5 @@ def _heat(rows: Sequence[Mapping[str, Any]]) -> Spec:
 
 def _visible(token: str) -> str:
     """A token whose spaces and ends of line can be seen."""
-    return token.replace("\n", "⏎").replace(" ", "␣") or "∅"
+    named = token.replace("\n", "⏎").replace(" ", "␣")
+    return "".join(one if one.isprintable() else "·" for one in named) or "∅"

@@ -72,7 +72,7 @@ def _panel(name: str, *, last: bool) -> Spec:
         "width": 290,
         "height": 54,
         "title": {"text": _TERMS.get(name, name), "fontSize": 11, "color": MUTED, "offset": 2},
-        "transform": [{"filter": f"datum.term == '{name}'"}],
+        "transform": [{"filter": {"field": "term", "equal": name}}],
         "layer": [
             line("value", color=MUTED, strokeWidth=1, opacity=0.45),
             line("mean", color=INK, strokeWidth=1.75),
