@@ -180,7 +180,8 @@ def profile(
         "legend": {"title": None, "columns": 4},
     }
     last = max(row[by] for row in rows)
-    ticks = list(range(0, last + 1, last // 6 + 1))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last <= 8 * step)
+    ticks = list(range(0, last + 1, step))
     panels = []
     for condition in _CONDITIONS:
         x = axis(by, by if condition == _CONDITIONS[-1] else None, values=ticks, grid=False)
