@@ -75,7 +75,7 @@ def test_an_unknown_template_is_a_usage_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_there_already_is_never_touched(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     result = init(tmp_path)
     assert (result.exit_code, files(tmp_path)) == (2, [name])
@@ -126,7 +126,7 @@ def test_code_writes_one_hash_per_stage(params_file: Path) -> None:
         ("stages/poison.py", {"poison"}),
         ("methods/rmu.py", {"unlearn"}),
         ("metrics/text.py", {"memorize", "evaluate", "evaluate-base", "evaluate-target"}),
-        ("stages/show.py", set()),
+        ("stages/compare.py", set()),
     ],
 )
 def test_a_change_of_code_changes_the_stages_that_use_it(
