@@ -125,7 +125,7 @@ def test_code_writes_one_hash_per_stage(params_file: Path) -> None:
     [
         ("stages/poison.py", {"poison"}),
         ("methods/rmu.py", {"unlearn"}),
-        ("metrics/text.py", {"memorize", "evaluate", "evaluate-base", "evaluate-target"}),
+        ("metrics/text.py", {"memorize", "evaluate", "evaluate-base", "evaluate-target", "report"}),
         ("stages/compare.py", set()),
     ],
 )
