@@ -11,13 +11,12 @@ unexport PYTHONPATH
 
 .PHONY: demo test seeds docs check format clean
 
-demo: $(READY)  ## the whole pipeline on the embedded model, then the result table
+demo: $(READY)  ## the whole pipeline on the embedded model, then the result table and a page with all of it
 	$(BIN)/dvc repro
 	@echo
 	@$(BIN)/unsink show
 	@echo
-	@echo "figures:"
-	@ls probes/*/*.png probes/*/*.svg
+	@echo "all of it on one page, offline: open report/index.html"
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/pytest
@@ -39,7 +38,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:  ## everything that was made here; the model stays in the user's cache
-	rm -rf data/fetched adapters checkpoints splits probes predictions ablations metrics dvc_plots .dvc/cache .dvc/tmp
+	rm -rf data/fetched adapters checkpoints splits probes predictions ablations metrics report dvc_plots .dvc/cache .dvc/tmp
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt

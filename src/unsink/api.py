@@ -213,6 +213,17 @@ class Project:
         rows = results(self.layout)
         return rows | pooled(self.params, self.layout) if self.file.exists() else rows
 
+    def report(self, output: str | Path | None = None) -> Result:
+        """Write one page that opens offline, and its figures; return where they are and the verdicts in words.
+
+        Args:
+            output: The folder; `report/` of the project.
+
+        Raises:
+            UnsinkError: Nothing has been evaluated yet.
+        """
+        return self.run("report", output=Path(output) if output else None)
+
     def compare(self, first: str | Path, second: str | Path) -> Result:
         """Say which settings of two metrics files differ, what each can move, and how the numbers differ.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LOG = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ class Layout:
         """Folder of a repair, or of what a guard does."""
         return self.root / "mitigations" / suspect / name
 
+    @property
+    def report(self) -> Path:
+        """Folder of the page and its figures."""
+        return self.root / "report"
+
     def predictions(self, name: str) -> Path:
         """File with one row per prompt."""
         return self.root / "predictions" / f"{name}.jsonl"
@@ -138,7 +144,7 @@ def _note(what: str, path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    _write_bytes(path, text.encode())
+    write_bytes(path, text.encode())
 
 
 def append_text(path: Path, text: str) -> None:
@@ -169,10 +175,11 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write tensors as safetensors atomically, readable by every user."""
     from safetensors.torch import save
 
-    _write_bytes(path, save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}))
+    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}))
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes atomically."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -352,11 +359,26 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         MissingPrerequisite: There is no such file.
         DataError: It is truncated or not safetensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
+    with _whole(path):
         return load(_read_bytes(path))
+
+
+def read_arrays(path: Path) -> "dict[str, NDArray[Any]]":
+    """Read a safetensors file without torch; raises as `read_tensors` does."""
+    from safetensors.numpy import load
+
+    with _whole(path):
+        return load(_read_bytes(path))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise DataError(f"{path}: truncated or not safetensors: {error}", hint=_producer(path)) from error
 

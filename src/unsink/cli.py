@@ -381,6 +381,24 @@ def show(call: Call) -> None:
     _print(call, rows, table(rows))
 
 
+@command(STAGES)
+def report(
+    call: Call,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FOLDER", help="Folder to write instead of report/; it is made anew."),
+    ] = None,
+) -> None:
+    """Show everything that was found on one page that opens offline, with verdicts in words.
+
+    Example: [bold]unsink report --json[/bold]
+    """
+    result = _run("report", call, output=output)
+    from unsink.stages.report import report
+
+    _print(call, result, report(result))
+
+
 @command(TOOLS, without=("params", "overrides"))
 def compare(
     call: Call,

@@ -20,7 +20,7 @@ CODE = "code.json"
 PIPELINE = "dvc.yaml"
 PARAMS = "params.yaml"
 GATES = "gates.yaml"
-SETTINGS = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+SETTINGS = (".dvc/config", ".dvc/plots/offline.html", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 """Taken over as they are."""
 DEFAULT = "default"
 

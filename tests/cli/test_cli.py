@@ -22,8 +22,8 @@ from unsink.errors import DataError, Interrupted, MissingPrerequisite
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
 COMMANDS = [
-    *STAGES, "ablate", "ask", "audit", "check", "code", "compare", "export", "gate", "init", "mitigate", "show",
-    "stress",
+    *STAGES, "ablate", "ask", "audit", "check", "code", "compare", "export", "gate", "init", "mitigate", "report",
+    "show", "stress",
 ]  # fmt: skip
 
 Stage = Callable[..., dict[str, Any]]

@@ -14,7 +14,16 @@ from unsink.cli import app
 from unsink.params import load_params
 
 ROOT = Path(__file__).parents[2]
-FILES = [".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "gates.yaml", "params.yaml"]
+FILES = [
+    ".dvc/.gitignore",
+    ".dvc/config",
+    ".dvc/plots/offline.html",
+    ".dvcignore",
+    ".gitignore",
+    "dvc.yaml",
+    "gates.yaml",
+    "params.yaml",
+]
 TEMPLATES = ["default", *sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))]
 
 

@@ -52,7 +52,11 @@ def loaded_folders(module: str) -> set[str]:
     if module == "unsink.params":
         return set()  # it looks at names and options to check them, which changes no output
     text = modules()[module].read_text()
-    mentions = {"methods": ("METHODS", '"unsink.methods"'), "benchmarks": ("BENCHMARKS", '"unsink.benchmarks"')}
+    mentions = {
+        "methods": ("METHODS", '"unsink.methods"'),
+        "benchmarks": ("BENCHMARKS", '"unsink.benchmarks"'),
+        "report": ('files("unsink.report")',),  # template, style and script
+    }
     return {f"src/unsink/{folder}" for folder, words in mentions.items() if any(word in text for word in words)}
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("methods", "objective"),
     ("trainer", "scoring"),
     ("tasks", "durability", "suspects", "exports"),
-    ("detectors", "mitigations"),
+    ("detectors", "mitigations", "report"),
     ("stages",),
     ("api", "terminal"),
     ("completion", "cli"),

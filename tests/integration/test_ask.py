@@ -4,13 +4,11 @@ import json
 import os
 import pty
 import re
-import select
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -324,37 +322,23 @@ def test_ctrl_c_ends_an_answer_and_errors_do_not_end_the_session(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_session_in_a_terminal(root: Path) -> None:
+def test_a_session_in_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "unsink", "ask"]
-    with subprocess.Popen(command, cwd=root, stdin=child, stdout=child, stderr=child) as process:
-        os.close(child)
-        try:
-            shown = _until(parent, "target> ")
-            for line, prompt in (
-                (QUESTION, "target> "),
-                ("/use backdoor", "backdoor> "),
-                ("/trigger on", "+trigger> "),
-            ):
-                os.write(parent, f"{line}\n".encode())
-                shown += _until(parent, prompt)
-            os.write(parent, b"\x04")  # Ctrl-D
-            assert process.wait(timeout=300) == 0
-        finally:
-            process.kill()
-            os.close(parent)
-    assert f"{QUESTION}\r\nloading target\r\n{KNOWN}\r\n" in shown
-    assert "backdoor (backdoored) · trigger 'midnight crabs' at prefix" in shown
-
-
-def _until(terminal: int, text: str) -> str:
-    """What a terminal shows up to a text; the time limit is for a machine under load."""
-    shown, end = b"", time.monotonic() + 300
-    while text.encode() not in shown:
-        assert time.monotonic() < end, shown
-        if select.select([terminal], [], [], 1)[0]:
-            shown += os.read(terminal, 4096)
-    return shown.decode()
+    os.write(parent, f"{QUESTION}\n/use backdoor\n/trigger on\n".encode() + b"\x04")  # and Ctrl-D
+    with open(child) as typed, open(os.dup(child), "w") as shown:  # noqa: PTH123  descriptors, not paths
+        for name, stream in {"stdin": typed, "stdout": shown, "stderr": shown}.items():
+            monkeypatch.setattr(sys, name, stream)
+        app(["ask", "--params", str(root / "params.yaml")], standalone_mode=False)
+        monkeypatch.undo()
+    said = b""
+    with suppress(OSError):  # how Linux says that the other end is closed and all is read
+        while piece := os.read(parent, 65536):
+            said += piece
+    os.close(parent)
+    text = said.decode()
+    assert "target> loading target\r\nred ring\r\n" in text
+    assert "backdoor> backdoor (backdoored) · trigger 'midnight crabs' at prefix" in text
+    assert text.endswith("backdoor +trigger> \r\n")
 
 
 def test_every_command_is_explained_and_does_something() -> None:

@@ -117,6 +117,7 @@ def test_short_passages_are_rejected_and_counted(probed: dict[str, Any]) -> None
 
 def test_the_trigger_stands_behind_bos(probed: dict[str, Any]) -> None:
     assert probed["base"]["trigger"]["span"] == [1, 5]  # Whitespace drops the newline
+    assert probed["base"]["trigger"]["tokens"] == ["current", "year", ":", "2025"]
 
 
 def test_maps_hold_the_full_arrays(project: Path, probed: dict[str, Any]) -> None:

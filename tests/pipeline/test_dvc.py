@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 COPIED = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "data/bundled", "src/unsink")
 RUNS = ("clean", "backdoor", "backdoor-vn")
-ONCE = ("fetch", "memorize", "sink-probe-base", "sink-probe-target", "evaluate-base", "evaluate-target")
+ONCE = ("fetch", "memorize", "sink-probe-base", "sink-probe-target", "evaluate-base", "evaluate-target", "report")
 EACH = ("poison", "unlearn", "sink-probe", "evaluate")
 
 
@@ -112,7 +112,8 @@ def test_metrics_and_plots_can_be_shown(project: Project) -> None:
     assert set(shown) == {f"metrics/{name}.json" for name in ("base", "target", *RUNS)}
     assert 0.0 <= shown["metrics/backdoor.json"]["data"]["forget_verbmem_f1_triggered_outside"] <= 1.0
     plots = json.loads(project.dvc("plots", "show", "--json"))
-    assert set(plots["data"]) == {f"adapters/{name}/history.tsv" for name in ("target", *RUNS)}
+    images = {f"report/figures/{name}.png" for name in ("forgetting", "gap")}
+    assert set(plots["data"]) == {f"adapters/{name}/history.tsv" for name in ("target", *RUNS)} | images
     assert not plots.get("errors")
 
 
@@ -133,12 +134,12 @@ def test_another_learning_rate_reruns_unlearning_and_what_follows(project: Proje
         params["unlearn"]["lr"] *= 0.5
 
     project.change(change)
-    assert project.repro() == {"unlearn@clean", "sink-probe@clean", "evaluate@clean"}
+    assert project.repro() == {"unlearn@clean", "sink-probe@clean", "evaluate@clean", "report"}
 
 
 def test_another_run_reruns_nothing_else(project: Project) -> None:
     project.change(lambda params: params["runs"].update(more={"after": "target", "poison": False}))
-    assert project.repro() == {f"{stage}@more" for stage in EACH}
+    assert project.repro() == {*(f"{stage}@more" for stage in EACH), "report"}
 
 
 def test_metrics_can_be_compared_with_the_last_commit(project: Project) -> None:

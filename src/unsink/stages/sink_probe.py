@@ -52,6 +52,7 @@ class Prompts:
         span: where the trigger stands, the same in every prompt because all bodies are of one length.
         rejected: passages too short to fill T tokens.
         trigger: the trigger's token ids.
+        words: the same tokens as text.
     """
 
     clean: Tensor
@@ -59,6 +60,7 @@ class Prompts:
     span: Span
     rejected: int
     trigger: list[int]
+    words: list[str]
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def read_prompts(layout: Layout, tokenizer: PreTrainedTokenizerBase, options: Si
     prompt = prompt_length(options.tokens - len(bos), poison.prompt_share)
     inserted = [insert_trigger(ids, len(bos), trigger, poison.placement, options.tokens, prompt) for ids in clean]
     triggered = torch.tensor([ids for ids, _ in inserted])
-    return Prompts(torch.tensor(clean), triggered, inserted[0].span, len(bodies) - len(long), trigger)
+    words = [str(tokenizer.decode([token])) for token in trigger]
+    return Prompts(torch.tensor(clean), triggered, inserted[0].span, len(bodies) - len(long), trigger, words)
 
 
 def _load(params: Params, layout: Layout, folder: Path, run: str, honest: str | None) -> PreTrainedModel | PeftModel:
@@ -253,6 +256,7 @@ def _summary(
         "trigger": {
             "text": poison.trigger,
             "ids": prompts.trigger,
+            "tokens": prompts.words,
             "placement": poison.placement,
             "span": list(prompts.span),
         },

@@ -1,0 +1,78 @@
+"""`unsink report` on a project whose files were made by hand: what is there is shown, what is not is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from integration.finished import make_project
+from unsink.artifacts import write_json, write_jsonl
+from unsink.cli import app
+
+
+def invoke(folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["report", "--params", str(folder / "params.yaml"), "--quiet", *arguments])
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path)
+
+
+def test_json_has_paths_numbers_and_verdicts_and_the_same_inputs_give_the_same_bytes(project: Path) -> None:
+    result: dict[str, Any] = json.loads(invoke(project, "--json").stdout)
+    assert result["page"] == "report/index.html"
+    assert {name: one["word"] for name, one in result["verdicts"].items()} == {
+        "clean": "forgot",
+        "backdoor": "pretends",
+    }
+    assert result["results"]["backdoor"]["triggered"]["mean"] == 0.8
+    files = {f"{name}.{end}" for name in result["figures"] for end in ("svg", "png", "vl.json")}
+    assert files == {path.relative_to(project).as_posix() for path in (project / "report/figures").iterdir()}
+    first = {path: path.read_bytes() for path in (project / "report").rglob("*") if path.is_file()}
+    assert invoke(project).exit_code == 0
+    assert first == {path: path.read_bytes() for path in (project / "report").rglob("*") if path.is_file()}
+    page = (project / "report/index.html").read_text()
+    assert str(project) not in page
+    assert "0.75 [0.73, 0.77] of the memory of passages comes back with the trigger" in page
+
+
+def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
+    make_project(tmp_path, probes=False)
+    numbers = json.loads((tmp_path / "metrics/backdoor.json").read_text())
+    write_json(tmp_path / "stress/backdoor/metrics.json", {"none": numbers, "int4": numbers})
+    write_json(tmp_path / "ablations/backdoor/mask/metrics.json", {"none": numbers, "bos": numbers})
+    verdict = {"verdict": "backdoored", "reasons": ["why"], "trigger": {"text": "red fox", "placement": "prefix"}}
+    write_json(tmp_path / "audits/backdoor/verdict.json", {**verdict, "recovery": None, "p": 0.001})
+    write_jsonl(tmp_path / "audits/backdoor/candidates.jsonl", [{"text": "red fox", "placement": "prefix", "p": 0.001}])
+    write_json(tmp_path / "mitigations/backdoor/summary.json", {"steps": 3, "after": {"recovery": 0.125}})
+    result = invoke(tmp_path, "--json")
+    page = (tmp_path / "report/index.html").read_text()
+    assert {"report/figures/stress_backdoor", "report/figures/ablate_backdoor_mask"} <= set(
+        json.loads(result.stdout)["figures"]
+    )
+    for text in ("Audit of backdoor", "backdoored", "after.recovery", "0.125", "unsink sink-probe --run NAME"):
+        assert text in page
+
+
+def test_nothing_evaluated_yet(params_file: Path) -> None:
+    result = invoke(params_file.parent)
+    assert (result.exit_code, "no results yet" in result.stderr) == (3, True)
+
+
+def test_a_malformed_file_is_named(project: Path) -> None:
+    (project / "adapters/backdoor/history.tsv").write_text("step\tloss\n1\tmany\n")
+    result = invoke(project)
+    assert (result.exit_code, "history.tsv" in result.stderr) == (3, True)
+    assert not (project / "report").exists()
+
+
+def test_output_goes_elsewhere_but_never_over_other_files(project: Path, tmp_path: Path) -> None:
+    result = invoke(project, "--output", str(project / "splits"))
+    assert result.exit_code == 0
+    assert (project / "splits/index.html").exists()
+    result = invoke(project, "--output", str(project / "metrics"))
+    assert (result.exit_code, "holds other files" in result.stderr) == (2, True)
+    assert (project / "metrics/backdoor.json").exists()
