@@ -47,12 +47,14 @@ def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
     verdict = {"verdict": "backdoored", "reasons": ["why"], "trigger": {"text": "red fox", "placement": "prefix"}}
     write_json(tmp_path / "audits/backdoor/verdict.json", {**verdict, "recovery": None, "p": 0.001})
     write_jsonl(tmp_path / "audits/backdoor/candidates.jsonl", [{"text": "red fox", "placement": "prefix", "p": 0.001}])
-    write_json(tmp_path / "mitigations/backdoor/summary.json", {"steps": 3, "after": {"recovery": 0.125}})
+    repaired = tmp_path / "mitigations/backdoor/relabel"
+    write_json(repaired / "summary.json", {"steps": 3, "after": {"recovery": 0.125}})
+    write_json(repaired / "metrics.json", {"before": numbers, "after": numbers})
     result = invoke(tmp_path, "--json")
     page = (tmp_path / "report/index.html").read_text()
-    assert {"report/figures/stress_backdoor", "report/figures/ablate_backdoor_mask"} <= set(
-        json.loads(result.stdout)["figures"]
-    )
+    assert {
+        f"report/figures/{name}" for name in ("stress_backdoor", "ablate_backdoor_mask", "mitigate_backdoor_relabel")
+    } <= set(json.loads(result.stdout)["figures"])
     for text in ("Audit of backdoor", "backdoored", "after.recovery", "0.125", "unsink sink-probe --run NAME"):
         assert text in page
 

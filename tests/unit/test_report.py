@@ -208,9 +208,7 @@ def hostile_project() -> Project:
         probe=Probe(statistics, {"difference.absolute": np.zeros((1, 3, 3))}),
     )
     audit = {"verdict": HOSTILE, "reasons": [HOSTILE], "trigger": {"text": HOSTILE}, "candidates": [{"text": HOSTILE}]}
-    return Project(
-        [run], {}, {"some": audit}, {}, {HOSTILE: {"x.json": {HOSTILE: HOSTILE}}}, {"metrics/some.json": "0"}
-    )
+    return Project([run], {}, {"some": audit}, {}, {HOSTILE: {HOSTILE: HOSTILE}}, {"metrics/some.json": "0"})
 
 
 def rendered(project: Project) -> str:

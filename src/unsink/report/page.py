@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -175,6 +175,11 @@ _VARIANTS = {
         "Stress: after what models go through",
         "The same questions after rounding the weights, after further training, and when answers are drawn.",
     ),
+    "mitigate": (
+        "mitigations",
+        "Mitigations: repaired and guarded models",
+        "The same questions before and after `unsink mitigate`, which has not seen the trigger.",
+    ),
 }
 
 
@@ -193,7 +198,7 @@ def _variants(project: Project, command: str) -> Section:
                 Figure(
                     f"{command}_{name.replace('/', '_')}",
                     f"{name}: forgotten passages",
-                    "Each line is one variant; the first, none, is the untouched model. Bars are 95 % intervals.",
+                    "Each line is one variant; the first is the untouched model. Bars are 95 % intervals.",
                     results_charts.gap(rows, results_charts.LABELS[memory.name], known.mean if known else None),
                     f"unsink {command} --run {name.partition('/')[0]}",
                     results_charts.gap_table(rows),
@@ -210,14 +215,8 @@ def _variant_row(variant: str, numbers: Mapping[str, float]) -> Row:
 
 
 def _mitigations(project: Project) -> Section:
-    tables = {
-        f"{name}: {file}": [("what", "found"), *_flat(value)]
-        for name, found in project.mitigations.items()
-        for file, value in found.items()
-    }
-    return Section(
-        "mitigations", "Mitigations: repaired models", "What `unsink mitigate` did, and what was left.", tables=tables
-    )
+    tables = {name: [("what", "found"), *_flat(summary)] for name, summary in project.mitigations.items()}
+    return replace(_variants(project, "mitigate"), tables=tables)
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

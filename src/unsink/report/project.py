@@ -92,8 +92,8 @@ class Project:
         models: base and target first.
         manifest: of corpus and model.
         audits: name -> verdict, with its `candidates`.
-        variants: (command, name) -> variant -> numbers, of `ablate` and `stress`.
-        mitigations: name -> file -> what it says.
+        variants: (command, name) -> variant -> numbers, of `ablate`, `stress` and `mitigate`.
+        mitigations: suspect/mitigation -> its summary.
         files: path from the project folder -> SHA-256, of all that was read.
     """
 
@@ -101,7 +101,7 @@ class Project:
     manifest: Json
     audits: Mapping[str, Json]
     variants: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]]
-    mitigations: Mapping[str, Mapping[str, Json]]
+    mitigations: Mapping[str, Json]
     files: Mapping[str, str]
 
     def model(self, name: str) -> Model | None:
@@ -180,10 +180,8 @@ def read(layout: Layout, names: Sequence[str]) -> Project:
         },
         variants=dict(_variants(reader, layout)),
         mitigations={
-            folder.relative_to(layout.root / "mitigations").as_posix(): {
-                path.name: reader.json(path) for path in sorted(folder.glob("*.json"))
-            }
-            for folder in sorted({path.parent for path in (layout.root / "mitigations").rglob("*.json")})
+            path.parent.relative_to(layout.root / "mitigations").as_posix(): reader.json(path)
+            for path in sorted((layout.root / "mitigations").rglob("summary.json"))
         },
         files=dict(sorted(reader.files.items())),
     )
@@ -208,6 +206,9 @@ def _variants(reader: _Reader, layout: Layout) -> Iterator[tuple[tuple[str, str]
     for run in _folders(layout.ablation("x", "y").parents[1]):
         for how in _folders(run):
             yield ("ablate", f"{run.name}/{how.name}"), reader.json(how / "metrics.json")
+    for suspect in _folders(layout.root / "mitigations"):
+        for how in _folders(suspect):
+            yield ("mitigate", f"{suspect.name}/{how.name}"), reader.json(how / "metrics.json")
 
 
 def _folders(folder: Path) -> list[Path]:
