@@ -320,6 +320,9 @@ def ask(
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Most new tokens.")] = None,
     probs: Annotated[int, typer.Option("--probs", min=0, help="Show the likeliest N tokens at each step.")] = 0,
     sample: Annotated[float, typer.Option("--sample", min=0, help="Draw tokens at this temperature.")] = 0.0,
+    guard: Annotated[
+        str | None, typer.Option("--guard", help="Put a guard between prompt and model: displace or clamp.")
+    ] = None,
 ) -> None:
     """Ask a run something, with and without its trigger; without a question, begin a session.
 
@@ -330,7 +333,7 @@ def ask(
     from unsink.stages.ask import Conversation, State, triggered
     from unsink.terminal import Form, talk
 
-    state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw)
+    state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw, guard=guard)
     state = triggered(state, own=trigger, text=trigger_text, compare=compare)
     params = load_params(call.params, call.overrides or ())
     conversation = Conversation(params, Layout.of(call.params), console_reporter(call.quiet))

@@ -70,7 +70,7 @@ _guard: ContextVar[Guard | None] = ContextVar("unsink_guard", default=None)
 
 @contextmanager
 def guarded(guard: Guard) -> Iterator[None]:
-    """Let `guard` see every prompt of `generate` and `choice_log_likelihoods` before the model does, within the block.
+    """Within the block let `guard` see each prompt before the model does, in `generate`, `stream` and choices.
 
     Texts that are read as they stand (`token_scores`) are no prompts, and stay as they are.
     """
@@ -201,16 +201,19 @@ def stream(
     Raises:
         DataError: the prompt and its continuation do not fit the model's context.
     """
-    _require_context(model, [len(prompt) + max_new])
+    prompts, cut = _as_read([prompt], None)
+    _require_context(model, [len(prompts[0]) + max_new])
     ends = _Ends(tokenizer, _eos_ids(model, tokenizer), tuple(stop))
+    steps = _steps(model, prompts, [max_new], 0, ends, lambda _: None, _chosen(cut, [0]), _picking(sampling))
     settled = ""
-    for (ids,), logits in _steps(model, [prompt], [max_new], 0, ends, lambda _: None, [()], _picking(sampling)):
-        text = ends.text(ids) if ends.reached(ids, max_new) else ends.settled(ids)
-        logs = logits[0].float().log_softmax(dim=-1)  # (V,)
-        best = logs.topk(min(top, len(logs)))
-        alternatives = list(zip(best.indices.tolist(), best.values.tolist()))
-        yield Said(ids[-1], text[len(settled) :], float(logs[ids[-1]]), alternatives)
-        settled = text
+    with _ablated(model, cut):
+        for (ids,), logits in steps:
+            text = ends.text(ids) if ends.reached(ids, max_new) else ends.settled(ids)
+            logs = logits[0].float().log_softmax(dim=-1)  # (V,)
+            best = logs.topk(min(top, len(logs)))
+            alternatives = list(zip(best.indices.tolist(), best.values.tolist()))
+            yield Said(ids[-1], text[len(settled) :], float(logs[ids[-1]]), alternatives)
+            settled = text
 
 
 @torch.no_grad()

@@ -51,6 +51,30 @@ def invoke(root: Path) -> Callable[..., Result]:
     return run
 
 
+# ---- guards
+
+
+@pytest.mark.parametrize("guard", ["displace", "clamp"])
+def test_a_guard_stands_between_prompt_and_model(talk: Conversation, guard: str) -> None:
+    plain, held = (talk.answer(QUESTION, replace(OWN, top=1, guard=one)) for one in (None, guard))
+    assert (held.prompt, held.span, held.guard) == (plain.prompt, plain.span, guard)
+    assert held.tokens[0].logprob != plain.tokens[0].logprob
+    assert talk.answer(QUESTION, replace(OWN, top=1)) == plain  # it is gone again
+
+
+def test_displacing_is_asking_behind_the_neutral_text(talk: Conversation) -> None:
+    raw = State("backdoor", raw=True, tokens=6)
+    displaced = talk.answer("Runo hid the", replace(raw, guard="displace")).answer
+    assert displaced == talk.answer("Here is a text.\nRuno hid the", raw).answer
+
+
+@pytest.mark.parametrize("guard", ["random-prefix", "displase"])
+def test_only_guards_can_guard(invoke: Callable[..., Result], guard: str) -> None:
+    result = invoke(QUESTION, "--guard", guard)
+    assert result.exit_code == 2
+    assert "displace" in result.stderr
+
+
 # ---- the same as evaluate
 
 

@@ -6,7 +6,7 @@ here; `terminal` shows it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import KNOWMEM_STOPS, Prompt, PromptWriter, Trigger
 from unsink.registry import unknown
-from unsink.scoring import Model, Said, Sampling, stream
+from unsink.scoring import Guard, Model, Said, Sampling, guarded, stream
 from unsink.stages.evaluate import load, read_corpus, settings_of
+from unsink.stages.mitigate import make_guard, require_guard
 from unsink.tasks import generation
 from unsink.triggers import Span, placement_index, trigger_ids
 
@@ -34,6 +35,7 @@ COMMANDS = {
     "probs": ("N", "show the N likeliest tokens at each step of an answer, 0: none"),
     "tokens": ("N", "at most so many new tokens"),
     "sample": ("T", "draw tokens at temperature T, 0: take the likeliest"),
+    "guard": ("NAME | off", "put a guard between every prompt and the model: displace, clamp"),
     "raw": ("on | off", "continue what I type as a passage, instead of answering it"),
     "help": ("", "this list"),
     "quit": ("", "leave; so does Ctrl-D"),
@@ -54,6 +56,7 @@ class State:
         top: how many of the likeliest tokens an answer tells at each step.
         temperature: of the draws; 0 takes the likeliest token.
         raw: the text is a passage to be continued, and no question.
+        guard: a mitigation that stands between prompts and the model; None for none.
     """
 
     run: str = "target"
@@ -63,6 +66,7 @@ class State:
     top: int = 0
     temperature: float = 0.0
     raw: bool = False
+    guard: str | None = None
 
 
 def triggered(state: State, *, own: bool, text: str | None, compare: bool) -> State:
@@ -118,6 +122,7 @@ class Answer:
         prompt_tokens: how many tokens the model was given, BOS included.
         trigger: what was inserted, if anything.
         span: its tokens in the prompt, BOS = 0.
+        guard: what stood between this prompt and the model, if anything.
         answer: without the spaces around it; a continuation with them.
         tokens: all that were said: those of a stop string at the end are no part of `answer`.
     """
@@ -128,13 +133,16 @@ class Answer:
     prompt_tokens: int
     trigger: Placed | None
     span: Span | None
+    guard: str | None
     answer: str
     tokens: tuple[Token, ...]
 
     def record(self, *, with_tokens: bool) -> dict[str, Any]:
         """The answer for machines; its tokens and their log-probabilities where they are asked for."""
         trigger = self.trigger and {**self.trigger._asdict(), "span": self.span}
-        plain = {name: getattr(self, name) for name in ("run", "question", "prompt", "prompt_tokens", "answer")}
+        plain = {
+            name: getattr(self, name) for name in ("run", "question", "prompt", "prompt_tokens", "guard", "answer")
+        }
         tokens = {"tokens": [asdict(token) for token in self.tokens]} if with_tokens else {}
         return {**plain, "trigger": trigger, "new_tokens": len(self.tokens), **tokens}
 
@@ -182,6 +190,7 @@ class Conversation:
         self._params, self._layout, self._reporter = params, layout, reporter
         self._settings = settings_of(params.evaluate)
         self._asked = 0
+        self._guards: dict[tuple[str, str], Guard] = {}
 
     @property
     def runs(self) -> list[str]:
@@ -192,7 +201,7 @@ class Conversation:
         """Refuse what cannot be asked, before any model is loaded.
 
         Raises:
-            ParamsError: no such run or placement, or the run has no trigger of its own.
+            ParamsError: no such run, placement or guard, or the run has no trigger of its own.
             MissingPrerequisite: its adapter is not there.
         """
         if state.run not in RESERVED:
@@ -201,6 +210,8 @@ class Conversation:
             artifacts.require(self._layout.adapter(name))
         if state.placement:
             placement_index(self._spelt(state.placement), _ANY_LENGTH)
+        if state.guard:
+            require_guard(state.guard)
         self._placed(state)
 
     def changed(self, state: State, command: Command) -> State:
@@ -225,6 +236,7 @@ class Conversation:
             f"draws at temperature {state.temperature:g}" if state.temperature else "likeliest tokens",
             f"at most {self._limit(state)} tokens",
         ]
+        parts += [f"guarded by {state.guard}"] * bool(state.guard)
         return " · ".join(parts + ["text is continued"] * state.raw)
 
     def title(self, run: str) -> str:
@@ -256,7 +268,7 @@ class Conversation:
         draws = Sampling(state.temperature, f"{self._params.seed} ask {self._asked}") if state.temperature else None
         stop = () if state.raw else KNOWMEM_STOPS
         said: list[Said] = []
-        with self._held.using(state.run) as model:
+        with self._held.using(state.run) as model, self._guarded(state, model):
             for one in stream(
                 model, self._writer.tokenizer, prompt.ids, prompt.max_new, stop=stop, sampling=draws, top=state.top
             ):
@@ -270,6 +282,7 @@ class Conversation:
             len(prompt.ids),
             placed,
             prompt.trigger,
+            state.guard,
             text if state.raw else text.strip(),
             tuple(self._token(one) for one in said),
         )
@@ -306,6 +319,17 @@ class Conversation:
         triggers = [replace(state, trigger=False), replace(state, **_both(placed))]
         runs = [chosen[kind] for kind in ("base", "target", "honest", "backdoored") if kind in chosen]
         return [replace(one, run=run) for run in runs for one in triggers]
+
+    def _guarded(self, state: State, model: Model) -> AbstractContextManager[None]:
+        """The guard of a state, made when it is first asked for: one may have to read text with the run it guards."""
+        if not state.guard:
+            return nullcontext()
+        key = state.run, state.guard
+        if key not in self._guards:
+            self._guards[key] = make_guard(
+                state.guard, model, self._writer.tokenizer, read_corpus(self._layout), self._params
+            )
+        return guarded(self._guards[key])
 
     # --- triggers and prompts
 
@@ -459,5 +483,6 @@ _SETTERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "probs": lambda text: {"top": _number("probs", text, 0, whole=True)},
     "tokens": lambda text: {"tokens": _number("tokens", text, 1, whole=True)},
     "sample": lambda text: {"temperature": _number("sample", text, 0, whole=False)},
+    "guard": lambda text: {"guard": None if text in ("", "off") else text},
     "raw": lambda text: {"raw": _switch("raw", text)},
 }

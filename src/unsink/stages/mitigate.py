@@ -30,7 +30,7 @@ from unsink.mitigations import ADAPTER, Patient, Repaired, Training
 from unsink.models import AdapterSpec
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
-from unsink.scoring import Guard, guarded
+from unsink.scoring import Guard, Model, guarded
 from unsink.stages import audit, variants
 from unsink.stages.evaluate import Record, answer, ask_run, read_corpus, settings_of
 from unsink.stages.memorize import passage_sample
@@ -160,21 +160,29 @@ def repaired(params: Params, layout: Layout, run: str, name: str, reporter: Repo
     return cast(PreTrainedModel, models.add_adapter(_suspect(work), adapter, ADAPTER))
 
 
-def make_guard(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, params: Params
-) -> Guard:
+def make_guard(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, params: Params) -> Guard:
     """The guard of that name, for `with scoring.guarded(...)`; its reference is the model itself.
 
     Raises:
         ParamsError: there is no such mitigation, or it is a repair.
         DataError: the corpus has nothing to forget or to retain.
     """
+    module = require_guard(name)
+    patient = make_patient(model, tokenizer, corpus, params)
+    return cast(Guard, module.guard(patient, params.mitigate.options(name)))
+
+
+def require_guard(name: str) -> ModuleType:
+    """The module of a guard.
+
+    Raises:
+        ParamsError: there is no such mitigation, or it is a repair.
+    """
     module = mitigations.load(name)
     if not mitigations.is_guard(module):
         known = [other for other in mitigations.names() if mitigations.is_guard(mitigations.load(other))]
         raise ParamsError(f"{name!r} changes weights and is no guard", f"guards: {', '.join(known)}")
-    patient = make_patient(model, tokenizer, corpus, params)
-    return cast(Guard, module.guard(patient, params.mitigate.options(name)))
+    return module
 
 
 # --- the suspect -----------------------------------------------------------------------------------------------------
@@ -252,7 +260,7 @@ def _triggers(work: _Work) -> list[str]:
 
 
 def make_patient(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     params: Params,
@@ -278,7 +286,7 @@ def make_patient(
         return [replace(one, kind=kind, ids=one.ids[:limit]) for one in made if one.labels_from < limit]
 
     return Patient(
-        model,
+        cast(PreTrainedModel, model),  # a repair's has no adapters; a guard only reads with whatever is active
         tokenizer,
         samples(forget, "forget"),
         samples(retain, "retain"),
