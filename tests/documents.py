@@ -73,6 +73,8 @@ def parse(words: list[str]) -> None:
     """
     if words[0] == "unsink":
         _unsink(words[1:])
+    elif words[0] == "dvc" and words[1:] in (["exp"], ["metrics"], ["plots"], ["queue"]):
+        return  # the name of a group of commands, not a call
     elif words[0] == "dvc":
         from dvc.cli.parser import get_main_parser
 
