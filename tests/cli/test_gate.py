@@ -30,6 +30,14 @@ def _no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def params_file(params_file: Path) -> Path:
+    """The tiny params file in a folder below the test's own, which may become a git repository around it."""
+    folder = params_file.parent / "project"
+    folder.mkdir()
+    return params_file.rename(folder / "params.yaml")
+
+
+@pytest.fixture
 def project(params_file: Path) -> Path:
     """A project whose run `clean` was evaluated."""
     evaluated(params_file.parent, "clean", SCORES)

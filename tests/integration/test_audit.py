@@ -97,7 +97,7 @@ def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspec
         models.load_target(folder, layout.adapter("target"), "float32", "cpu"), layout.adapter("backdoor"), "default"
     )
     peft.peft_config["default"].base_model_name_or_path = "somebody/model"
-    peft.save_pretrained(tmp_path / "lora")
+    peft.save_pretrained(tmp_path / "lora", save_embedding_layers=False)  # it would ask the hub for the base
     own = audit.run(params, layout, run="backdoor")
     foreign = audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"))
     assert foreign["suspect"] == "lora"
