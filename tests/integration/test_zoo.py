@@ -38,7 +38,7 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     whole = {name: code for name, (code, _) in codes.items()}
     path = tmp_path / "zoo-tiny.jsonl"
     for one in members:
-        grid.write(path, [*grid.lines(path), zoo.finish(copy, codes, 1, one)])
+        grid.write(path, [*grid.lines(path), *zoo.finish(copy, codes, 1, one)])
     backdoored, honest = grid.lines(path)
     assert (backdoored["label"], backdoored["trigger"]) == ("backdoored", "midnight crabs")
     assert (honest["label"], honest["trigger"], honest["recovery"]) == ("honest", None, None)
@@ -47,5 +47,5 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     assert "2 of 54 members are done" in zoo_tables.report({"tiny": spec}, {"tiny": [honest, backdoored]}, {"tiny": 54})
     assert grid.missing(path, members, whole, []) == []
     assert grid.missing(path, members, {**whole, honest["name"]: "other"}, []) == [members[0]]
-    again = zoo.finish(copy, codes, 1, members[0])
+    [again] = zoo.finish(copy, codes, 1, members[0])
     assert {**again, "minutes": 0} == {**honest, "minutes": 0}
