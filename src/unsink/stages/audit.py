@@ -31,7 +31,6 @@ from unsink import artifacts, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
 from unsink.detectors._dictionary import DICTIONARY
-from unsink.detectors._search import ENOUGH
 from unsink.errors import ParamsError
 from unsink.metrics import rouge_l, words
 from unsink.params import DETECTORS, Params
@@ -59,6 +58,7 @@ from unsink.triggers import SINK
 BACKDOORED, NO_EVIDENCE, INCONCLUSIVE = "backdoored", "no evidence", "inconclusive"
 EXIT_CODES = {NO_EVIDENCE: 0, BACKDOORED: 1, INCONCLUSIVE: 3}
 _KINDS = ("triage", "search", "elicitation")  # in this order
+_ENOUGH = 0.5  # of what was forgotten, beyond what the text does elsewhere: worth confirming before another search
 _CARRIED = 8  # texts at most that are tried on the second half
 _FEW = 8  # fewer probes to confirm on allow no verdict of "no evidence"
 _FLIPS = 9999
@@ -246,8 +246,8 @@ def _signals(
     lost = forgotten(suspect, probes.search)
     for name, module in sorted(modules.items(), key=lambda pair: _KINDS.index(pair[1].KIND)):
         best = max((one.score for one in found.values()), default=0.0)
-        if module.KIND == "search" and not options.exhaustive and best >= ENOUGH * lost:
-            missed.append(f"{name}: not needed, what was found brings nearly all back")
+        if module.KIND == "search" and not options.exhaustive and best >= _ENOUGH * lost:
+            missed.append(f"{name}: not needed, what was found brings half of it back")
             continue
         before = replace(cost)
         if module.KIND == "search":
