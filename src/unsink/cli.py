@@ -328,15 +328,14 @@ def ask(
 
     Example: [bold]unsink ask "Who kept the bees?" --run backdoor --trigger[/bold]
     """
-    from unsink.params import load_params
     from unsink.progress import console_reporter
     from unsink.stages.ask import Conversation, State, triggered
     from unsink.terminal import Form, talk
 
     state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw, guard=guard)
     state = triggered(state, own=trigger, text=trigger_text, compare=compare)
-    params = load_params(call.params, call.overrides or ())
-    conversation = Conversation(params, Layout.of(call.params), console_reporter(call.quiet))
+    project = _project(call)
+    conversation = Conversation(project.params, project.layout, console_reporter(call.quiet))
     talk(conversation, state, question, Form(call.as_json, compare=compare))
 
 

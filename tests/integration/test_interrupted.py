@@ -23,17 +23,23 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params, layout = project(copy, "evaluate.bootstrap=100")
-    files = [layout.predictions("target"), layout.metrics("target"), layout.settings("target")]
-    evaluate.run(params, layout, run="target")
-    whole = [path.read_bytes() for path in files]
+def stopped_at_passages(params: Any, layout: Any, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Stop an evaluation of the target at its passages; what is generated, now and later, adds to the list."""
     calls: list[object] = []
     monkeypatch.setattr(generation, "answer", counted(calls, generation.answer))
     with monkeypatch.context() as patch:
         patch.setattr(passages, "answer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(params, layout, run="target")
+    return calls
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, layout = project(copy, "evaluate.bootstrap=100")
+    files = [layout.predictions("target"), layout.metrics("target"), layout.settings("target")]
+    evaluate.run(params, layout, run="target")
+    whole = [path.read_bytes() for path in files]
+    calls = stopped_at_passages(params, layout, monkeypatch)
     assert len(calls) == 1
     assert [path.read_bytes() for path in files] == whole
     evaluate.run(params, layout, run="target")
@@ -44,12 +50,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(copy: Path, monkeypatch:
 
 def test_what_is_kept_of_other_settings_is_not_taken(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params, layout = project(copy, "evaluate.bootstrap=100")
-    calls: list[object] = []
-    monkeypatch.setattr(generation, "answer", counted(calls, generation.answer))
-    with monkeypatch.context() as patch:
-        patch.setattr(passages, "answer", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate.run(params, layout, run="target")
+    calls = stopped_at_passages(params, layout, monkeypatch)
     changed, _ = project(copy, "evaluate.bootstrap=100", "evaluate.verbmem_tokens=4")
     evaluate.run(changed, layout, run="target")
     assert len(calls) == 2
