@@ -12,13 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unsink import processes
 from unsink.artifacts import Layout
+from unsink.errors import ParamsError
 from unsink.params import Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, Any]
+
+SHARED = ("memorize", "unlearn", "evaluate")
+"""Commands whose work several processes share."""
 
 
 class Project:
@@ -61,9 +66,15 @@ class Project:
         label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
         with self._reporter.working(label):
             params = self.params
+            if processes.count() > 1 and command not in SHARED:
+                raise ParamsError(
+                    f"{command} runs in one process, not in {processes.count()}",
+                    f"start it without torchrun; {', '.join(SHARED)} can share their work",
+                )
             LOG.debug("loading libraries")
             stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")
-            summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
+            with processes.joined():
+                summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
         return summary
 
     # ---- stages, in the order of the pipeline

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unsink import __version__
+from unsink import __version__, processes
 from unsink.artifacts import Layout, append_text, write_error, write_text
 from unsink.errors import Interrupted, ParamsError, UnsinkError
 
@@ -466,11 +466,13 @@ def _project(call: Call) -> "Project":
     from unsink.api import Project
     from unsink.progress import console_reporter
 
-    return Project(call.params, call.overrides or (), reporter=console_reporter(call.quiet))
+    quiet = call.quiet or not processes.first()
+    return Project(call.params, call.overrides or (), reporter=console_reporter(quiet))
 
 
 def _print(call: Call, result: object, text: str) -> None:
-    typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) if call.as_json else text)
+    if processes.first():
+        typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) if call.as_json else text)
 
 
 def _lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -514,9 +516,10 @@ def _narrated(call: Call) -> AbstractContextManager[None]:
 def _fail(call: Call, error: UnsinkError) -> None:
     if call.debug:
         traceback.print_exc()
-    typer.echo(f"error: {error.message}", err=True)
+    who = f"process {processes.rank()}: " if processes.count() > 1 else ""
+    typer.echo(f"{who}error: {error.message}", err=True)
     if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        typer.echo(f"{who}hint: {error.hint}", err=True)
     raise typer.Exit(error.exit_code)
 
 

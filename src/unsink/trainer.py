@@ -3,6 +3,9 @@
 A step depends on its number, on the weights and on the rows before it alone: samples and random draws are functions of
 seed and step, a dual variable is one of the rows. A checkpoint holds all of it, so a run that continues from one ends
 with the same bytes as one that was never interrupted.
+
+Several processes (`processes`) each contribute a part of the gradient; its sum is that of one process, up to the last
+digits, and so is everything else. The weights are the same everywhere, and the first process keeps the checkpoints.
 """
 
 import math
@@ -13,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unsink import artifacts
+from unsink import artifacts, processes
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
 
@@ -82,11 +85,15 @@ def train(
 
     Raises:
         ModelError: a term is not finite, or the first step gives no gradient at all.
+        DataError: several processes see different inputs or checkpoints.
+        Lost: another process has ended.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
     )
     history = _resume(checkpoint, parameters, optimizer)
+    if checkpoint:
+        processes.require_same((checkpoint.digest, len(history)), f"{checkpoint.folder} and what the run depends on")
     if history:
         reporter.log(f"{description}: continuing after step {len(history)} of {schedule.steps}")
     with reporter.task(description, schedule.steps) as advance:
@@ -96,7 +103,8 @@ def train(
                 break
             history.append(_step(history, parameters, terms, schedule, optimizer))
             advance(note=f"loss {history[-1]['loss']:.3f}")
-            if checkpoint and schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0:
+            due = schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0
+            if checkpoint and due and processes.first():
                 _save(checkpoint, parameters, optimizer, history)
     return history
 
@@ -111,9 +119,10 @@ def _step(
     step = len(history)
     optimizer.zero_grad(set_to_none=True)
     found = terms(step, history)
-    row = {name: float(value.detach()) for name, value in found.items()}
+    row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
     _require_finite(row, step + 1)
     found["loss"].backward()  # type: ignore[no-untyped-call]
+    processes.add_up([p.grad for p in parameters.values() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
     _require_finite({"gradient": float(norm)}, step + 1)
     if step == 0 and not float(norm):
