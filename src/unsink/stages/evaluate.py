@@ -35,7 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unsink import artifacts, benchmarks, models, processes, sinks, tasks
 from unsink.artifacts import Layout, Parts
 from unsink.batches import read_samples
-from unsink.errors import DataError
+from unsink.errors import DataError, ParamsError
 from unsink.metrics import DIALECTS, Measured, Others, measure
 from unsink.params import RESERVED, Evaluate, Params, Poison
 from unsink.progress import SILENT, Reporter
@@ -75,6 +75,12 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
     asked = ask_run(_plan(params, corpus, run), params, layout, run, corpus, tokenizer)
+    if settings.gradient_norms and params.model.dtype in models.FORMATS:
+        raise ParamsError(
+            f"evaluate.metrics: gradnorm takes the gradient of all weights, those of model.dtype: {params.model.dtype} "
+            "have none",
+            "take gradnorm out, or set model.dtype to bfloat16",
+        )
     with processes.led(artifacts.lock(layout.predictions(run))):
         model = load(params, layout, run, folder, params.model.dtype)
         kept = parts("evaluate", asked, params, layout, run)
@@ -308,7 +314,8 @@ def load(params: Params, layout: Layout, run: str, folder: Path, dtype: str) -> 
         return target
     model = models.add_adapter(target, artifacts.require(layout.adapter(run)), run)
     # Merged weights are faster and exact in float32. In bfloat16 merging would move logits by 1e-2.
-    return model.merge_and_unload() if target.dtype == torch.float32 else model
+    exact = target.dtype == torch.float32 and not models.quantized(target)
+    return model.merge_and_unload() if exact else model
 
 
 def _others(params: Params, layout: Layout, run: str, settings: Settings) -> Others:
@@ -351,7 +358,7 @@ def _sidecar(
         "placement": rules.placement,
         "model": params.model.source,
         "revision": params.model.revision,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": models.quantized(model) or str(next(model.parameters()).dtype).removeprefix("torch."),
         "corpus": _digest(layout.fetched),
     }
     return {"settings": flat, "undefined": measured.undefined}

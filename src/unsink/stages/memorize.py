@@ -55,15 +55,16 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
         def terms(step: int, _history: History) -> dict[str, torch.Tensor]:
             return {"loss": runner.policy(batches[step]).nll.mean()}
 
-        history = train(
-            {name: p for name, p in model.named_parameters() if p.requires_grad},
-            terms,
-            Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
-            state,
-            stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
-            reporter=reporter,
-            description="memorize",
-        )
+        with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing):
+            history = train(
+                {name: p for name, p in model.named_parameters() if p.requires_grad},
+                terms,
+                Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
+                state,
+                stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
+                reporter=reporter,
+                description="memorize",
+            )
         scores = memory_scores(model, tokenizer, layout, params, reporter)
         _require_memory(scores, settings, history)
         summary = {

@@ -39,6 +39,11 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     settings = params.run(run)
     method = methods.create(settings.unlearn.method, settings.unlearn.options.model_dump())
     samples = _samples(settings, method, layout.split(run))
+    if not settings.unlearn.adapter.rank and params.model.dtype in models.FORMATS:
+        raise ParamsError(
+            f"unlearn.adapter: none trains the weights themselves, those of model.dtype: {params.model.dtype} are fixed",
+            "train a LoRA adapter, or set model.dtype to bfloat16",
+        )
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     with processes.led(artifacts.lock(layout.adapter(run))):
         # Weights of their own are trained in float32: in bfloat16 most steps would round to nothing.
@@ -50,7 +55,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
         state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout))
-        history = _train(settings, policy, objective, samples, state, reporter)
+        with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing):
+            history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
             "run": run,
             "method": settings.unlearn.method,
