@@ -8,13 +8,14 @@ button of a notebook, raises `KeyboardInterrupt` and leaves what the command wou
 import importlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unsink import processes
+from unsink import memory, processes
 from unsink.artifacts import Layout
-from unsink.errors import ParamsError
+from unsink.errors import ModelError, ParamsError
 from unsink.params import Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
@@ -73,7 +74,7 @@ class Project:
                 )
             LOG.debug("loading libraries")
             stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")
-            with processes.joined():
+            with processes.joined(), _memory(params, command, arguments.get("run")):
                 summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
         return summary
 
@@ -265,6 +266,21 @@ class Project:
 
             file = Path(gates) if gates else self.file.with_name("gates.yaml")
             return run(run_names(self.file), self.layout, gates=file, baseline=baseline, reporter=self._reporter)
+
+
+@contextmanager
+def _memory(params: Params, command: str, run: object) -> Iterator[None]:
+    """Say what to try when there is not enough of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        smaller = memory.smaller(params, command, run if isinstance(run, str) else None)
+        raise ModelError(
+            f"{command}: out of memory: {str(error).partition(chr(10))[0]}",
+            f"try it with -S {smaller}" if smaller else "take a device with more memory, or a smaller model",
+        ) from error
 
 
 def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

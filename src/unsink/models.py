@@ -348,14 +348,15 @@ def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
     Raises:
         ModelError: the architecture does not offer it.
     """
-    layers = decoder_layers(model) if on else ()
+    layers: list[Any] = list(decoder_layers(model)) if on else []
     for layer in layers:
         if not isinstance(layer, GradientCheckpointingLayer):
             raise ModelError(
                 f"model.gradient_checkpointing: {type(layer).__name__} does not offer it",
                 "set it to false, and lower unlearn.batch instead",
             )
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer._gradient_checkpointing_func = again
         layer.gradient_checkpointing = layer.training = True
     try:
         yield

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from unsink.architectures import architecture, decoder_layers
+from unsink.architectures import architecture, bare, decoder_layers
 from unsink.errors import ModelError
 
 FORMATS = ("nf4", "int8")
@@ -62,7 +62,7 @@ def quantize(model: PreTrainedModel, form: str, device: torch.device) -> PreTrai
 
 def quantized(model: nn.Module) -> str | None:
     """Return the format that a model's weights were rounded to, None for exact ones."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare(model)
     found = [form for form, mark in (("nf4", "4"), ("int8", "8")) if getattr(inner, f"is_loaded_in_{mark}bit", False)]
     return found[0] if found else None
 

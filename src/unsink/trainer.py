@@ -8,10 +8,13 @@ Several processes (`processes`) each contribute a part of the gradient; its sum 
 digits, and so is everything else. The weights are the same everywhere, and the first process keeps the checkpoints.
 """
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,9 @@ from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
 
 History = list[dict[str, float]]
+_STATE, _RECORD = "state.safetensors", "record"
+_WORTH = 50
+"""A checkpoint is left out while less than this many times its cost has passed since the last one."""
 Terms = Callable[[int, History], dict[str, Tensor]]
 
 
@@ -34,7 +40,7 @@ class Schedule:
         warmup: steps of linear warm-up; afterwards the rate falls linearly to a tenth of its peak.
         weight_decay: AdamW weight decay.
         clip: largest gradient norm.
-        checkpoint_every: steps between checkpoints; 0 = none.
+        checkpoint_every: steps between checkpoints, more where they would take over 2 % of the time; 0 = none.
     """
 
     steps: int
@@ -96,6 +102,7 @@ def train(
         processes.require_same((checkpoint.digest, len(history)), f"{checkpoint.folder} and what the run depends on")
     if history:
         reporter.log(f"{description}: continuing after step {len(history)} of {schedule.steps}")
+    earned = 0.0
     with reporter.task(description, schedule.steps) as advance:
         advance(len(history))
         for step in range(len(history), schedule.steps):
@@ -104,8 +111,10 @@ def train(
             history.append(_step(history, parameters, terms, schedule, optimizer))
             advance(note=f"loss {history[-1]['loss']:.3f}")
             due = schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0
-            if checkpoint and due and processes.first():
+            if checkpoint and due and processes.first() and time.monotonic() >= earned:
+                began = time.monotonic()
                 _save(checkpoint, parameters, optimizer, history)
+                earned = time.monotonic() + _WORTH * (time.monotonic() - began)
     return history
 
 
@@ -153,7 +162,7 @@ def history_tsv(history: History) -> str:
     return "\n".join(["\t".join(names), *rows]) + "\n"
 
 
-# --- checkpoints: <folder>/state.safetensors (weights and AdamW moments) and history.json, in this order --------------
+# --- checkpoints: <folder>/state.safetensors holds weights, AdamW moments and history, and is replaced as a whole -------
 
 
 def _save(
@@ -164,26 +173,22 @@ def _save(
         for key in ("exp_avg", "exp_avg_sq"):
             if key in optimizer.state[p]:
                 tensors[f"{key}/{name}"] = optimizer.state[p][key]
-    checkpoint.folder.mkdir(parents=True, exist_ok=True)
-    step = len(history)
-    artifacts.write_tensors(checkpoint.folder / f"state-{step}.safetensors", tensors)
-    artifacts.write_json(checkpoint.folder / "history.json", {"digest": checkpoint.digest, "history": history})
-    for old in checkpoint.folder.glob("state-*.safetensors"):
-        if old.name != f"state-{step}.safetensors":
-            old.unlink()
+    record = json.dumps({"digest": checkpoint.digest, "history": history}).encode()
+    tensors[_RECORD] = torch.frombuffer(bytearray(record), dtype=torch.uint8)
+    for torn in checkpoint.folder.glob(f".{_STATE}*"):  # a process was killed while it wrote
+        torn.unlink()
+    artifacts.write_tensors(checkpoint.folder / _STATE, tensors)
 
 
 def _resume(
     checkpoint: Checkpoint | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> History:
-    if not checkpoint or not (checkpoint.folder / "history.json").exists():
+    if not checkpoint or not (checkpoint.folder / _STATE).exists():
         return []
-    saved = artifacts.read_json(checkpoint.folder / "history.json")
-    history: History = saved["history"]
-    state = checkpoint.folder / f"state-{len(history)}.safetensors"
-    if saved["digest"] != checkpoint.digest or not state.exists():
+    tensors = artifacts.read_tensors(checkpoint.folder / _STATE)
+    if _record(tensors)["digest"] != checkpoint.digest:
         return []
-    tensors = artifacts.read_tensors(state)
+    history = read_history(tensors)
     for name, p in parameters.items():
         p.data.copy_(tensors[f"weight/{name}"])
         if f"exp_avg/{name}" in tensors:
@@ -193,3 +198,14 @@ def _resume(
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
             }
     return history
+
+
+def read_history(tensors: dict[str, Tensor]) -> History:
+    """Return the rows of the steps that a checkpoint, given its tensors, comes after."""
+    history: History = _record(tensors)["history"]
+    return history
+
+
+def _record(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(bytes(tensors[_RECORD].tolist()))
+    return record

@@ -11,7 +11,7 @@ LAYERS = (
     ("registry", "progress", "processes", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
-    ("evaluated", "revisions", "gates", "gate_reports"),
+    ("evaluated", "revisions", "gates", "gate_reports", "memory"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources", "project", "cards"),
     ("quantization", "models", "probe"),
     ("forward", "shared"),

@@ -1,21 +1,17 @@
-"""Two gloo processes do what one does: the same losses and adapter, the same predictions; and they fail together.
+"""Two gloo processes do what one does: the same losses and adapter, the same predictions; and they fail together."""
 
-The processes are forked and run the real command line, so that none of them has to import torch again.
-"""
-
-import multiprocessing
-import os
 import shutil
 import socket
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from integration import forked
 from integration.projects import project
-from unsink import artifacts, cli, processes, trainer
+from unsink import artifacts, processes, trainer
 from unsink.errors import DataError, ParamsError
 from unsink.stages import evaluate, unlearn
 
@@ -30,31 +26,19 @@ def nothing(rank: int) -> None:
     pass
 
 
-def command_line(rank: int, port: int, output: Path, arguments: Sequence[str], before: Before) -> None:
-    torch.set_num_threads(1)  # a forked process has lost the threads that the pool remembers
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(output / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    before(rank)
-    sys.argv = ["unsink", *arguments]
-    cli.main()
-
-
-def two_processes(folder: Path, *arguments: str, before: Before = nothing) -> list[int]:
+def two_processes(folder: Path, *arguments: str, before: Before = nothing) -> list[int | None]:
     """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     given = [*arguments, "--params", str(folder / "params.yaml")]
-    context = multiprocessing.get_context("fork")
-    started = [context.Process(target=command_line, args=(rank, port, folder, given, before)) for rank in (0, 1)]
-    for process in started:
-        process.start()
+    started = [
+        forked.unsink(given, folder, str(rank), {**job, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)
+    ]
     for process in started:
         process.join(120)
         process.kill()
-    return [process.exitcode for process in started if process.exitcode is not None]
+    return [process.exitcode for process in started]
 
 
 def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.Tensor]]:

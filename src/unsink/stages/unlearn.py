@@ -41,7 +41,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     samples = _samples(settings, method, layout.split(run))
     if not settings.unlearn.adapter.rank and params.model.dtype in models.FORMATS:
         raise ParamsError(
-            f"unlearn.adapter: none trains the weights themselves, those of model.dtype: {params.model.dtype} are fixed",
+            f"unlearn.adapter: none trains the weights themselves, those of model.dtype: {params.model.dtype} "
+            "are fixed",
             "train a LoRA adapter, or set model.dtype to bfloat16",
         )
     folder = models.resolve(params.model.source, params.model.revision, reporter)
