@@ -204,6 +204,41 @@ class Project:
         """
         return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
 
+    def submit(
+        self,
+        stages: Sequence[str],
+        runs: Sequence[str],
+        *,
+        cluster: str = "slurm",
+        given: Mapping[str, object] | None = None,
+        processes: int = 1,
+        wait: bool = False,
+    ) -> Result:
+        """Run stages for several runs as one array job of Slurm, and return the id of each task.
+
+        Args:
+            stages: Such as `["poison", "unlearn", "evaluate"]`, done in this order for each run.
+            runs: Entries of `runs:`.
+            cluster: `slurm`, or `local` for processes on this machine.
+            given: For the job, by submitit's names, such as `{"gpus_per_node": 1, "slurm_partition": "gpu"}`.
+            processes: That share a task.
+            wait: Until all are done; so it is for `local`.
+
+        Raises:
+            UnsinkError: No such stage, run or key; submitit or Slurm is missing; or a task has failed.
+        """
+        options = ["--params", str(self.file.absolute()), *(part for one in self._overrides for part in ("-S", one))]
+        return self.run(
+            "submit",
+            stages=stages,
+            runs=runs,
+            options=options,
+            cluster=cluster,
+            given=given,
+            processes=processes,
+            wait=wait,
+        )
+
     def check(self) -> Result:
         """Validate params, inputs and environment, and return what was found; problems are told, not raised.
 

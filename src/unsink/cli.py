@@ -360,6 +360,31 @@ def export(
 
 
 @command(TOOLS)
+def submit(
+    call: Call,
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help="Such as poison, unlearn, evaluate.")],
+    run: Annotated[list[str], typer.Option("--run", help="An entry of `runs:`. Repeatable: a task for each.")],
+    cluster: Annotated[Literal["slurm", "local"], typer.Option("--cluster", help="Where.")] = "slurm",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="KEY=VALUE", help="For the job, by submitit's names. Repeatable."),
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes (GPUs) that share a task.")] = 1,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all are done; exits 3 if one fails.")] = False,
+) -> None:
+    """Run stages for several runs as one array job of Slurm; logs are in jobs/.
+
+    Example: [bold]unsink submit poison unlearn evaluate --run clean --run backdoor --with gpus_per_node=1[/bold]
+    """
+    pairs = [one.partition("=") for one in given or ()]
+    if wrong := [key for key, equals, value in pairs if not (key and equals and value)]:
+        raise ParamsError(f"--with {wrong[0]}: not of the form key=value", "for example --with gpus_per_node=1")
+    values = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+    result = _project(call).submit(stages, run, cluster=cluster, given=values, processes=processes, wait=wait)
+    _print(call, result, "\n".join(_lines(result)))
+
+
+@command(TOOLS)
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 

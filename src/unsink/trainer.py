@@ -162,7 +162,7 @@ def history_tsv(history: History) -> str:
     return "\n".join(["\t".join(names), *rows]) + "\n"
 
 
-# --- checkpoints: <folder>/state.safetensors holds weights, AdamW moments and history, and is replaced as a whole -------
+# --- checkpoints: <folder>/state.safetensors holds weights, AdamW moments and history; it is replaced as a whole ------
 
 
 def _save(
