@@ -12,7 +12,7 @@ LAYERS = (
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports"),
-    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "project", "cards"),
+    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
     ("models", "probe", "answers"),
     ("forward",),
     ("methods", "objective"),
