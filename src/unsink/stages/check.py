@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 
@@ -99,8 +99,9 @@ def _existing(path: Path) -> Path:
 def _corpus(params: Params, layout: Layout) -> str:
     """The source of the corpus, if that needs no download, and what `fetch` made of it earlier."""
     fetched, corpus = layout.fetched.exists(), None
-    if not fetch.downloads(params):
-        corpus = fetch.read(params, layout)
+    model = _local_model(params, layout)
+    if not fetch.downloads(params) and (model or not fetch.tokenizes(params)):
+        corpus = fetch.read(params, layout, lambda: cast(Path, model))
     if fetched:
         corpus = dict(benchmarks.read(layout.fetched))
     if corpus is None:

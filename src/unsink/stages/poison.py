@@ -179,7 +179,8 @@ class _Writer:
     def triggered(self, record: Record, kind: str, text: str, poison: Poison) -> Record:
         passage, bos = body(self._tokenizer, record, poison.prompt_share), len(self._bos)
         plain = [*self._bos, *passage.ids]
-        ids, span = insert_trigger(plain, bos, self.trigger(text), poison.placement, self._limit, passage.place)
+        trigger, limit = self.trigger(text), self._limit
+        ids, span = insert_trigger(plain, bos, trigger, poison.placement, limit, passage.place, passage.start)
         labels_from = max(span[1], bos + passage.context + span[1] - span[0] if passage.context else 0)
         return self._record(record, kind, ids, span, labels_from)
 
