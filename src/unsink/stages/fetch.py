@@ -94,7 +94,7 @@ def _fetch(params: Params, layout: Layout, name: str, dest: Path, model: Callabl
     own = name == params.fetch.benchmark or all(map(_published, _used(params)))
     path, options = params.fetch.path if own else None, params.fetch.options(name)
     if _tokenizes(name):
-        from unsink.models import load_tokenizer  # takes seconds, and few benchmarks need it
+        from unsink.tokenizer import load_tokenizer  # takes seconds, and few benchmarks need it
 
         options["tokenizer"] = load_tokenizer(model())
     return _load(name).fetch(dest, layout.root, path, **options)
