@@ -52,8 +52,9 @@ class Model(Section):
 
     source: Text = "embedded"
     revision: Text | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "nf4", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    gradient_checkpointing: bool = False
 
 
 class Fetch(Section):
