@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unsink import models
 from unsink.batches import Batch, Sample, collate
-from unsink.losses import token_nll
+from unsink.folded import folded
+from unsink.losses import head_kl, head_nll
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
@@ -57,12 +58,16 @@ class Forward:
     @cached_property
     def nll(self) -> Tensor:
         """(N,) negative log-likelihood of each label, nats."""
-        return token_nll(self.logits, self.labels)
+        return head_nll(self.states, self.labels, self.head)
+
+    def kl(self, policy: "Forward") -> Tensor:
+        """Return KL(this || policy), mean over labelled tokens, a scalar in nats; both are about the same batch."""
+        return head_kl(self.states, policy.states, self.head)
 
     def part(self, start: int, stop: int) -> "Forward":
-        """Return the answer to the sequences `start` to `stop` alone."""
+        """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
         chosen = (self.rows >= start) & (self.rows < stop)
-        return Forward(
+        part = Forward(
             self.labels[chosen],
             self.rows[chosen] - start,
             self.states[chosen],
@@ -72,6 +77,9 @@ class Forward:
             {layer: h[start:stop] for layer, h in self.hidden.items()},
             {layer: v[start:stop] for layer, v in self.values.items()},
         )
+        if "nll" in self.__dict__:
+            part.__dict__["nll"] = self.nll[chosen]
+        return part
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -234,6 +242,7 @@ class Runner:
         with ExitStack() as stack:
             top = self._last_layer if last_layer is None else last_layer
             stack.enter_context(only_layers(self.model, self.first_layer, top, below))
+            stack.enter_context(folded(self.model))
             seen = Seen()
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))

@@ -13,7 +13,7 @@ LAYERS = (
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources", "project", "cards"),
-    ("models", "probe"),
+    ("models", "probe", "folded"),
     ("forward",),
     ("methods", "objective"),
     ("trainer", "scoring"),
