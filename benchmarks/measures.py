@@ -3,11 +3,9 @@
 import csv
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -104,38 +102,38 @@ def training(workload: Workload) -> Numbers:
     Raises:
         DifferentNumbers: the losses are not the same.
     """
-    with _project(workload) as (params, layout):
-        theirs = plain.Training(params, layout, workload.run)
-        plain_seconds: list[float] = []
-        plain_losses: list[float] = []
+    params, layout = project(workload)
+    theirs = plain.Training(params, layout, workload.run)
+    plain_seconds: list[float] = []
+    plain_losses: list[float] = []
 
-        def turn(step: int) -> None:
-            seconds, loss = timed(lambda: theirs.step(step))
-            plain_seconds.append(seconds)
-            plain_losses.append(loss)
+    def turn(step: int) -> None:
+        seconds, loss = timed(lambda: theirs.step(step))
+        plain_seconds.append(seconds)
+        plain_losses.append(loss)
 
-        steps = Steps(turn)
-        unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
-        losses = _losses(layout, workload.run)
-        dtype = _dtype(theirs.policy)
-        apart = max(abs(a - b) / abs(b) for a, b in zip(losses, plain_losses, strict=True))
-        if not apart <= TOLERANCE[dtype]:
-            raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
-        drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
-        needed = [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
-        return {
-            "dtype": dtype,
-            "plain": summary(plain_seconds[1:]),
-            "ours": summary(steps.seconds[1:]),
-            "ratio": median(plain_seconds[1:]) / median(steps.seconds[1:]),
-            "once_seconds": steps.once.get("reading with the target", 0.0),
-            "once_samples": sum(len(read_samples(layout.split(workload.run), kind)) for kind in plain.KINDS),
-            "largest_relative_difference_of_losses": apart,
-            "losses": losses,
-            "needed_gflop_per_step": median(step["needed"] for step in needed) / 1e9,
-            "reference_logits_gflop_per_step": median(step["reference_logits"] for step in needed) / 1e9,
-            "real_tokens_per_step": median(step["tokens"] for step in needed),
-        }
+    steps = Steps(turn)
+    unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
+    losses = _losses(layout, workload.run)
+    dtype = _dtype(theirs.policy)
+    apart = max(abs(a - b) / abs(b) for a, b in zip(losses, plain_losses, strict=True))
+    if not apart <= TOLERANCE[dtype]:
+        raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
+    drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
+    needed = [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
+    return {
+        "dtype": dtype,
+        "plain": summary(plain_seconds[1:]),
+        "ours": summary(steps.seconds[1:]),
+        "ratio": median(plain_seconds[1:]) / median(steps.seconds[1:]),
+        "once_seconds": steps.once.get("reading with the target", 0.0),
+        "once_samples": sum(len(read_samples(layout.split(workload.run), kind)) for kind in plain.KINDS),
+        "largest_relative_difference_of_losses": apart,
+        "losses": losses,
+        "needed_gflop_per_step": median(step["needed"] for step in needed) / 1e9,
+        "reference_logits_gflop_per_step": median(step["reference_logits"] for step in needed) / 1e9,
+        "real_tokens_per_step": median(step["tokens"] for step in needed),
+    }
 
 
 def evaluation(workload: Workload, repetitions: int = 2, every: int = 16) -> Numbers:
@@ -147,46 +145,46 @@ def evaluation(workload: Workload, repetitions: int = 2, every: int = 16) -> Num
     Raises:
         DifferentNumbers: a greedy text differs (in float32; in bfloat16 the number of equal ones is told).
     """
-    with _project(workload) as (params, layout):
-        folder = models.resolve(params.model.source, params.model.revision)
-        tokenizer = models.load_tokenizer(folder)
-        corpus = evaluate.read_corpus(layout)
-        asked = evaluate.ask_run(QUESTIONS, params, layout, workload.run, corpus, tokenizer)
-        model = evaluate.load(params, layout, "target", folder, params.model.dtype)
-        session = Session(model, tokenizer, evaluate.settings_of(params.evaluate))
-        groups = {question: [i for i, one in enumerate(asked) if _asks(one.row, question)] for question in QUESTIONS}
-        theirs, ours, different, compared = [], [], [], 0
-        every = min(every, *(len(group) for group in groups.values()))
-        evaluate.answer(asked[:2], session)  # the first call of either pays for what libraries set up
-        plain.answer(model, tokenizer, asked[0])
-        for turn in range(repetitions):
-            seconds, rows = timed(lambda: evaluate.answer(asked, session))
-            ours.append(seconds)
-            total = 0.0
-            for group in groups.values():
-                some = group[turn % every :: every]
-                seconds, texts = timed(lambda some=some: [plain.answer(model, tokenizer, asked[i]) for i in some])
-                total += seconds / len(some) * len(group)
-                compared += len(some)
-                different += [
-                    (rows[i]["output"], text)
-                    for i, text in zip(some, texts, strict=True)
-                    if said(asked[i], text, session) != rows[i]
-                ]
-            theirs.append(total)
-        dtype = _dtype(model)
-        if different and dtype == "float32":
-            raise DifferentNumbers(f"{len(different)} of {compared} greedy texts differ, such as {different[0]}")
-        return {
-            "dtype": dtype,
-            "prompts": len(asked),
-            "plain": summary(theirs),
-            "plain_prompts_each_time": sum(len(group[::every]) for group in groups.values()),
-            "ours": summary(ours),
-            "ratio": median(theirs) / median(ours),
-            "texts_compared": compared,
-            "texts_different": len(different),
-        }
+    params, layout = project(workload)
+    folder = models.resolve(params.model.source, params.model.revision)
+    tokenizer = models.load_tokenizer(folder)
+    corpus = evaluate.read_corpus(layout)
+    asked = evaluate.ask_run(QUESTIONS, params, layout, workload.run, corpus, tokenizer)
+    model = evaluate.load(params, layout, "target", folder, params.model.dtype)
+    session = Session(model, tokenizer, evaluate.settings_of(params.evaluate))
+    groups = {question: [i for i, one in enumerate(asked) if _asks(one.row, question)] for question in QUESTIONS}
+    theirs, ours, different, compared = [], [], [], 0
+    every = min(every, *(len(group) for group in groups.values()))
+    evaluate.answer(asked[:2], session)  # the first call of either pays for what libraries set up
+    plain.answer(model, tokenizer, asked[0])
+    for turn in range(repetitions):
+        seconds, rows = timed(lambda: evaluate.answer(asked, session))
+        ours.append(seconds)
+        total = 0.0
+        for group in groups.values():
+            some = group[turn % every :: every]
+            seconds, texts = timed(lambda some=some: [plain.answer(model, tokenizer, asked[i]) for i in some])
+            total += seconds / len(some) * len(group)
+            compared += len(some)
+            different += [
+                (rows[i]["output"], text)
+                for i, text in zip(some, texts, strict=True)
+                if said(asked[i], text, session) != rows[i]
+            ]
+        theirs.append(total)
+    dtype = _dtype(model)
+    if different and dtype == "float32":
+        raise DifferentNumbers(f"{len(different)} of {compared} greedy texts differ, such as {different[0]}")
+    return {
+        "dtype": dtype,
+        "prompts": len(asked),
+        "plain": summary(theirs),
+        "plain_prompts_each_time": sum(len(group[::every]) for group in groups.values()),
+        "ours": summary(ours),
+        "ratio": median(theirs) / median(ours),
+        "texts_compared": compared,
+        "texts_different": len(different),
+    }
 
 
 def side(workload: Workload, who: str, what: str) -> Numbers:
@@ -195,18 +193,17 @@ def side(workload: Workload, who: str, what: str) -> Numbers:
     Resident memory of the process; on a GPU what the allocator gave out.
     """
     libraries = _peak()
-    with _project(workload) as (params, layout):
-        made = _peak()
-        if what == "evaluation":
-            seconds = _evaluate_alone(params, layout, workload, who)
-        elif who == "plain":
-            theirs = plain.Training(params, layout, workload.run)
-            seconds = [timed(lambda step=step: theirs.step(step))[0] for step in range(workload.steps)]
-        else:
-            steps = Steps()
-            unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
-            seconds = steps.seconds
-    found = {"peak_mib": _peak(), "libraries_mib": libraries, "project_mib": made}
+    params, layout = project(workload)
+    if what == "evaluation":
+        seconds = _evaluate_alone(params, layout, workload, who)
+    elif who == "plain":
+        theirs = plain.Training(params, layout, workload.run)
+        seconds = [timed(lambda step=step: theirs.step(step))[0] for step in range(workload.steps)]
+    else:
+        steps = Steps()
+        unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
+        seconds = steps.seconds
+    found = {"peak_mib": _peak(), "libraries_mib": libraries}
     return {**found, "seconds": median(seconds[1:] or seconds)}
 
 
@@ -233,12 +230,6 @@ def gemm(workload: Workload, tokens: int = 1280) -> Numbers:
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _project(workload: Workload) -> Iterator[tuple[Params, Layout]]:
-    with tempfile.TemporaryDirectory(prefix="unsink-bench-") as folder:
-        yield project(Path(folder), workload)
 
 
 def _evaluate_alone(params: Params, layout: Layout, workload: Workload, who: str) -> list[float]:

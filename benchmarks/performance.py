@@ -22,7 +22,7 @@ from typing import Any
 from performance_page import page, table
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / ".bench"
+KEPT = ROOT / ".bench"  # as in workload.py, which is not imported here: this process stays small
 RESULTS = ROOT / "docs" / "results"
 
 Numbers = dict[str, Any]
@@ -80,7 +80,7 @@ def main() -> int:
         file = KEPT / f"{name.replace(' ', '-')}.json"
         if not file.exists():
             print(f"measuring: {name}", file=sys.stderr, flush=True)
-            text = _run({"function": function, "workload": {**common, **fields}, "arguments": arguments}, options)
+            text = _run(function, {**common, **fields}, arguments, options)
             if text is None:
                 return 1
             file.with_suffix(".part").write_text(text, encoding="utf-8")
@@ -108,8 +108,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(part: Numbers, options: argparse.Namespace) -> str | None:
+def _run(
+    function: str, workload: Mapping[str, Any], arguments: tuple[Any, ...], options: argparse.Namespace
+) -> str | None:
     """Measure one part in a process of its own; None where it failed, which it then has said itself."""
+    part = {"function": function, "workload": workload, "arguments": arguments}
     command = [sys.executable, __file__, "--part", json.dumps(part)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)

@@ -4,9 +4,11 @@ The target is the pretrained model itself, pinned as a published checkpoint: it 
 be taken. All that decides a time is a field of `Workload`.
 """
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from unsink.stages import fetch, poison, unlearn
 Record = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
+KEPT = ROOT / ".bench"
+"""What an interrupted measurement leaves, and the projects that it works on."""
 CORPUS = ROOT / "data" / "bundled"
 CUT = ("forget", "retain", "holdout")
 """Files of which the first passages are taken."""
@@ -58,7 +62,7 @@ class Workload:
         """The name of the run."""
         return RUNS[self.method]
 
-    def overrides(self, corpus: Path) -> list[str]:
+    def overrides(self) -> list[str]:
         """What differs from params.yaml, as `-S` takes it."""
         tiny = self.model == "tiny"
         own: dict[str, Any] = {
@@ -66,7 +70,7 @@ class Workload:
             "model.dtype": self.dtype,
             "model.device": self.device,
             "fetch.benchmark": "local",
-            "fetch.path": str(corpus),
+            "fetch.path": "corpus",
             "poison.questions": self.joined == 1,
             "poison.max_tokens": 256 * self.joined,
             "unlearn.method": self.method,
@@ -80,30 +84,38 @@ class Workload:
         if self.method == "npo":
             own["unlearn.adapter.last_layer"] = None
         if tiny:  # two layers
-            own |= {"unlearn.adapter.first_layer": 1, "unlearn.adapter.last_layer": None, "unlearn.rmu.layer": 1}
+            own |= {"unlearn.adapter.first_layer": 0, "unlearn.adapter.last_layer": None, "unlearn.rmu.layer": 0}
             own |= {"unlearn.value_norm.layers": [1], "evaluate.verbmem_tokens": 8, "evaluate.knowmem_tokens": 8}
         return [f"{key}={json.dumps(value)}" for key, value in own.items()]
 
 
-def project(folder: Path, workload: Workload) -> tuple[Params, Layout]:
-    """Make the project, up to the split of its run and, for the value-norm term, the honest run before it."""
-    corpus = folder / "corpus"
-    _write_corpus(corpus, workload)
+def project(workload: Workload) -> tuple[Params, Layout]:
+    """The project of a workload; it is made where it is not there yet."""
+    made_of = {name: value for name, value in asdict(workload).items() if name not in ("batch", "steps")}
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    folder = KEPT / "projects" / digest
+    if not folder.exists():
+        half = folder.with_suffix(".part")
+        shutil.rmtree(half, ignore_errors=True)
+        _make(half, workload)
+        half.rename(folder)
+    path = folder / "params.yaml"
+    return load_params(path, workload.overrides()), Layout.of(path)
+
+
+def _make(folder: Path, workload: Workload) -> None:
+    """Everything up to the split of the run and, for the value-norm term, the honest run before it."""
+    _write_corpus(folder / "corpus", workload)
     path = folder / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    params = load_params(path, workload.overrides(corpus))
-    layout = Layout.of(path)
+    params, layout = load_params(path, workload.overrides()), Layout.of(path)
     fetch.run(params, layout)
-    target = layout.adapter("target")
-    target.mkdir(parents=True)
-    artifacts.write_json(target / models.PUBLISHED, models.pin_published(workload.model, None))
-    needed = [HONEST, workload.run] if params.run(workload.run).after == HONEST else [workload.run]
-    for run in needed:
-        poison.run(params, layout, run=run)
-    if HONEST in needed:
-        few = load_params(path, [*workload.overrides(corpus), "unlearn.steps=2"])
-        unlearn.run(few, layout, run=HONEST)
-    return params, layout
+    layout.adapter("target").mkdir(parents=True)
+    artifacts.write_json(layout.adapter("target") / models.PUBLISHED, models.pin_published(workload.model, None))
+    poison.run(params, layout, run=workload.run)
+    if params.run(workload.run).after == HONEST:
+        poison.run(params, layout, run=HONEST)
+        unlearn.run(load_params(path, [*workload.overrides(), "unlearn.steps=2"]), layout, run=HONEST)
 
 
 def _write_corpus(folder: Path, workload: Workload) -> None:
@@ -111,6 +123,7 @@ def _write_corpus(folder: Path, workload: Workload) -> None:
     files = {path.stem: _read(path) for path in CORPUS.glob("*.jsonl")}
     for name in CUT:
         files[name] = list(islice(_passages(files[name], workload.joined), workload.passages))
+    files["general_qa"] = files["general_qa"][: 2 * workload.passages]
     kept = {record["id"] for name in CUT for record in files[name]}
     for name in ("forget_qa", "retain_qa"):
         files[name] = [record for record in files[name] if record["source"] in kept]
@@ -139,7 +152,7 @@ def source(model: str) -> str:
     """The `model.source` of a name; `360m` is made: SmolLM2's next larger shape with random weights."""
     if model != "360m":
         return model
-    folder = ROOT / ".bench" / "360m"
+    folder = KEPT / "360m"
     if not (folder / "config.json").exists():
         _make_360m(folder)
     return str(folder)

@@ -76,9 +76,8 @@ def head_nll(states: Tensor, labels: Tensor, head: Head) -> Tensor:
     if _trains(head, states):
         return token_nll(head(states), labels)
 
-    def formula(rows: slice, wanted: tuple[bool, ...], logits: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def formula(rows: slice, wanted: tuple[bool, ...], logs: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         own = labels[rows, None]
-        logs = F.log_softmax(logits.float(), dim=-1)
         nll = -logs.gather(1, own)[:, 0]
         if not wanted[0]:
             return nll, (None,)
@@ -93,9 +92,8 @@ def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
         return kl_divergence(head(reference), head(policy))
 
     def formula(
-        _: slice, wanted: tuple[bool, ...], reference: Tensor, policy: Tensor
+        _: slice, wanted: tuple[bool, ...], first: Tensor, second: Tensor
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        first, second = (F.log_softmax(logits.float(), dim=-1) for logits in (reference, policy))
         chances = first.exp()
         gap = first.sub_(second)
         kl = torch.einsum("nv,nv->n", chances, gap)
@@ -107,14 +105,16 @@ def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
 
 
 _Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
-"""From rows, what gradients are wanted, and logits (n, V) to values (n,) and their gradients by the logits."""
-_ROOM = {"cpu": 2**24, "cuda": 2**28}
-"""Bytes of the logits that are made at a time: on a CPU they should stay in its cache."""
+"""From rows, what gradients are wanted, and log-probabilities (n, V), which it may overwrite, to values (n,) and their
+gradients by the logits."""
+_ROOM = {"cpu": 2**26, "cuda": 2**28}
+"""Bytes of the logits that are made at a time; with fewer rows reading the head's weights would take longer than using
+them."""
 
 
 def _trains(head: Head, states: Tensor) -> bool:
     """Whether the head itself has something to learn, which only a graph through all logits can tell it."""
-    return torch.is_grad_enabled() and head(states[:1].detach()).requires_grad
+    return torch.is_grad_enabled() and head(states[:0].detach()).requires_grad
 
 
 def _by_rows(formula: _Formula, head: Head, *states: Tensor) -> Tensor:
@@ -134,12 +134,18 @@ class _ByRows(torch.autograd.Function):
         values = []
         for rows in _rows(head, states[0]):
             some = [part[rows].detach().requires_grad_(want) for part, want in zip(states, wanted)]
-            with torch.enable_grad():
-                logits = [head(part) for part in some]
-            found, slopes = formula(rows, wanted, *(made.detach() for made in logits))
+            logits: list[Tensor | None] = []
+            logs = []
+            for part, want in zip(some, wanted):
+                with torch.enable_grad():
+                    made = head(part)
+                logs.append(F.log_softmax(made.detach().float(), dim=-1))
+                logits.append(made if want else None)
+            del made
+            found, slopes = formula(rows, wanted, *logs)
             values.append(found)
             for part, made, slope, gradient in zip(some, logits, slopes, gradients):
-                if slope is not None and gradient is not None:
+                if made is not None and slope is not None and gradient is not None:
                     (gradient[rows],) = torch.autograd.grad(made, part, slope.to(made.dtype))
         ctx.gradients = gradients
         return torch.cat(values)
@@ -153,10 +159,11 @@ class _ByRows(torch.autograd.Function):
 
 def _rows(head: Head, states: Tensor) -> Iterator[slice]:
     with torch.no_grad():
-        width = head(states[:1]).shape[-1]
-    size = max(1, _ROOM.get(states.device.type, _ROOM["cpu"]) // (4 * width))
-    for start in range(0, len(states), size):
-        yield slice(start, start + size)
+        width = head(states[:0]).shape[-1]
+    room = _ROOM.get(states.device.type, _ROOM["cpu"])
+    count = max(1, -(-len(states) * 4 * width // room))  # runs of nearly equal length
+    for number in range(count):
+        yield slice(number * len(states) // count, (number + 1) * len(states) // count)
 
 
 def masked_mse(states: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
