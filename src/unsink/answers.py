@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from unsink.losses import token_nll
+from unsink.losses import head_kl, head_nll
 
 
 @dataclass
@@ -46,12 +46,16 @@ class Forward:
     @cached_property
     def nll(self) -> Tensor:
         """(N,) negative log-likelihood of each label, nats."""
-        return token_nll(self.logits, self.labels)
+        return head_nll(self.states, self.labels, self.head)
+
+    def kl(self, policy: "Forward") -> Tensor:
+        """Return KL(this || policy), mean over labelled tokens, a scalar in nats; both are about the same batch."""
+        return head_kl(self.states, policy.states, self.head)
 
     def part(self, start: int, stop: int) -> "Forward":
-        """Return the answer to the sequences `start` to `stop` alone."""
+        """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
         chosen = (self.rows >= start) & (self.rows < stop)
-        return Forward(
+        part = Forward(
             self.labels[chosen],
             self.rows[chosen] - start,
             self.states[chosen],
@@ -61,3 +65,6 @@ class Forward:
             {layer: h[start:stop] for layer, h in self.hidden.items()},
             {layer: v[start:stop] for layer, v in self.values.items()},
         )
+        if "nll" in self.__dict__:
+            part.__dict__["nll"] = self.nll[chosen]
+        return part

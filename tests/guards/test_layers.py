@@ -13,7 +13,7 @@ LAYERS = (
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports", "memory"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
-    ("quantization", "models", "probe", "answers"),
+    ("quantization", "models", "probe", "folded", "answers"),
     ("forward", "shared"),
     ("methods", "objective"),
     ("trainer", "scoring"),
