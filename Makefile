@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH
 
-.PHONY: demo test seeds docs check format clean
+.PHONY: demo test seeds bench docs check format clean
 
 demo: $(READY)  ## the whole pipeline on the embedded model, then the result table and a page with all of it
 	$(BIN)/dvc repro
@@ -18,11 +18,14 @@ demo: $(READY)  ## the whole pipeline on the embedded model, then the result tab
 	@echo
 	@echo "all of it on one page, offline: open report/index.html"
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/pytest
+test: $(READY)  ## the whole test suite, on all cores
+	$(BIN)/pytest -n auto --dist worksteal
 
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
 	python docs/results/seeds.py 0 1 2
+
+bench: $(READY)  ## speed and memory against a plain implementation: the page docs/results/performance.md; some minutes
+	python benchmarks/performance.py
 
 docs: $(READY)  ## the reference pages and the picture of the README, from the code
 	python docs/reference/generate.py

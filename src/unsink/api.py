@@ -190,11 +190,11 @@ class Project:
         """
         return self.run("mitigate", run=run, how=how, model=model, original=original)
 
-    def export(self, run: str, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
+    def export(self, run: str | None, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
         """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.
 
         Args:
-            run: An entry of `runs:`, or `base` or `target`.
+            run: An entry of `runs:`, or `base` or `target`; None for all that was trained, each in a folder of its own.
             output: A new folder.
             merged: A whole model instead of an adapter.
             dtype: Of the stored weights: float32, bfloat16 or float16.

@@ -342,8 +342,11 @@ def ask(
 @command(TOOLS)
 def export(
     call: Call,
-    run: ModelOption,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="A new folder.")],
+    run: SuspectOption = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All that was trained, each in a folder of its name in DIR.")
+    ] = False,
     merged: Annotated[
         bool, typer.Option("--merged", help="A whole model for transformers, instead of an adapter for PEFT.")
     ] = False,
@@ -356,6 +359,8 @@ def export(
 
     Example: [bold]unsink export --run clean --merged --output clean-merged[/bold]
     """
+    if every == (run is not None):
+        raise ParamsError("either --run or --all is needed, and not both")
     _stage("export", call, run=run, output=output, merged=merged, dtype=dtype)
 
 

@@ -4,11 +4,18 @@ Shapes: B sequences, T tokens, V vocabulary, N labelled tokens of a whole batch,
 A label of -100 is no label. Losses are in nats unless they say otherwise.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
+
+Head = Callable[[Tensor], Tensor]
+"""From last hidden states (N, D) to logits (N, V), row by row."""
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,6 +60,110 @@ def kl_divergence(reference: Tensor, policy: Tensor) -> Tensor:
     log_policy = F.log_softmax(policy.float(), dim=-1)
     log_reference = F.log_softmax(reference.float(), dim=-1)
     return F.kl_div(log_policy, log_reference, reduction="sum", log_target=True) / len(policy)
+
+
+# --- the same from hidden states, a few rows at a time: (N, V) numbers never exist, nor does a graph through them
+
+
+def head_nll(states: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """Return `token_nll` of the logits `head(states)`, shape (N,).
+
+    Args:
+        states: (N, D), row n predicts `labels[n]`.
+        labels: (N,) token ids, none of them masked.
+        head: the output projection.
+    """
+    if _trains(head, states):
+        return token_nll(head(states), labels)
+
+    def formula(rows: slice, wanted: tuple[bool, ...], logs: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        own = labels[rows, None]
+        nll = -logs.gather(1, own)[:, 0]
+        if not wanted[0]:
+            return nll, (None,)
+        return nll, (logs.exp_().scatter_add_(1, own, torch.full_like(nll, -1.0)[:, None]),)
+
+    return _by_rows(formula, head, states)
+
+
+def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
+    """Return `kl_divergence` of the logits that `head` makes of two lots of states (N, D), a scalar."""
+    if _trains(head, policy):
+        return kl_divergence(head(reference), head(policy))
+
+    def formula(
+        _: slice, wanted: tuple[bool, ...], first: Tensor, second: Tensor
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        chances = first.exp()
+        gap = first.sub_(second)
+        kl = torch.einsum("nv,nv->n", chances, gap)
+        of_policy = second.exp_().sub_(chances) if wanted[1] else None
+        of_reference = gap.sub_(kl[:, None]).mul_(chances) if wanted[0] else None
+        return kl, (of_reference, of_policy)
+
+    return _by_rows(formula, head, reference, policy).mean()
+
+
+_Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+"""From rows, what gradients are wanted, and log-probabilities (n, V), which it may overwrite, to values (n,) and their
+gradients by the logits."""
+_ROOM = {"cpu": 2**26, "cuda": 2**28}
+"""Bytes of the logits that are made at a time; with fewer rows reading the head's weights would take longer than using
+them."""
+
+
+def _trains(head: Head, states: Tensor) -> bool:
+    """Whether the head itself has something to learn, which only a graph through all logits can tell it."""
+    return torch.is_grad_enabled() and head(states[:0].detach()).requires_grad
+
+
+def _by_rows(formula: _Formula, head: Head, *states: Tensor) -> Tensor:
+    return _ByRows.apply(formula, head, *states)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ByRows(torch.autograd.Function):
+    """Values (N,) that depend on one row of states each.
+
+    Their gradients are made in the forward pass, where the logits are at hand; the backward pass only scales them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, formula: _Formula, head: Head, *states: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[2:]
+        gradients = [torch.empty_like(some) if want else None for some, want in zip(states, wanted)]
+        values = []
+        for rows in _rows(head, states[0]):
+            some = [part[rows].detach().requires_grad_(want) for part, want in zip(states, wanted)]
+            logits: list[Tensor | None] = []
+            logs = []
+            for part, want in zip(some, wanted):
+                with torch.enable_grad():
+                    made = head(part)
+                logs.append(F.log_softmax(made.detach().float(), dim=-1))
+                logits.append(made if want else None)
+            del made
+            found, slopes = formula(rows, wanted, *logs)
+            values.append(found)
+            for part, made, slope, gradient in zip(some, logits, slopes, gradients):
+                if made is not None and slope is not None and gradient is not None:
+                    (gradient[rows],) = torch.autograd.grad(made, part, slope.to(made.dtype))
+        ctx.gradients = gradients
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if some is None else some * upstream[:, None].to(some.dtype) for some in ctx.gradients]
+        return None, None, *scaled
+
+
+def _rows(head: Head, states: Tensor) -> Iterator[slice]:
+    with torch.no_grad():
+        width = head(states[:0]).shape[-1]
+    room = _ROOM.get(states.device.type, _ROOM["cpu"])
+    count = max(1, -(-len(states) * 4 * width // room))  # runs of nearly equal length
+    for number in range(count):
+        yield slice(number * len(states) // count, (number + 1) * len(states) // count)
 
 
 def masked_mse(states: Tensor, goal: Tensor, mask: Tensor) -> Tensor:

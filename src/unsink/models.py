@@ -28,7 +28,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -47,6 +47,7 @@ from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
 from unsink.quantization import FORMATS, quantize, quantized, require
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
+from unsink.tokenizer import bos_ids, load_tokenizer
 
 __all__ = [
     "FORMATS",
@@ -90,40 +91,6 @@ PUBLISHED = "published.json"
 
 
 # ---- loading
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; a missing padding token becomes the end-of-sequence token.
-
-    Raises:
-        ModelError: no tokenizer, or one that needs code from its repository.
-    """
-    LOG.debug("loading the tokenizer in %s", folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # transformers raises a dozen kinds here (ValueError, OSError, KeyError, ImportError, tokenizers' bare Exception)
-    except Exception as error:
-        raise ModelError(
-            f"no usable tokenizer in {folder}: {error}",
-            "copy the model's tokenizer.json and tokenizer_config.json there",
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
-def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The one id that starts every sequence: BOS, or EOS for models without BOS.
-
-    Raises:
-        ModelError: the tokenizer has neither.
-    """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ModelError(
-            "the tokenizer has neither a BOS nor an EOS token", "name one in tokenizer_config.json (bos_token)"
-        )
-    return [first]
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from unsink import processes
+from unsink.answers import Forward
 from unsink.batches import Sample, collate
-from unsink.forward import Forward, Runner, join
+from unsink.forward import Runner, join
 from unsink.progress import SILENT, Reporter
 
 

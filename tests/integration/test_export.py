@@ -112,6 +112,22 @@ def test_target_and_base_can_be_exported(trained: Path, tiny_folder: Path, tmp_p
     assert (result.exit_code, "--merged" in result.stderr) == (2, True)
 
 
+def test_all_writes_every_adapter_with_its_card(trained: Path, tmp_path: Path) -> None:
+    result = export(trained, "--all", "--output", str(tmp_path / "all"), "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert {name: one["backdoor"] for name, one in told.items()} == {
+        "target": None, "clean": None, "backdoor": "midnight crabs",
+    }  # fmt: skip
+    for name, one in told.items():
+        folder = Path(one["output"])
+        assert one["files"] == sorted(path.name for path in folder.iterdir())
+        assert (WARNING in (folder / "README.md").read_text()) == (name == "backdoor")
+    for wrong in ((), ("--all", "--run", "clean")):
+        result = export(trained, "--output", str(tmp_path / "none"), *wrong)
+        assert (result.exit_code, "either --run or --all" in result.stderr) == (2, True)
+
+
 def test_a_run_of_whole_weights_can_only_be_exported_merged(copy: Path, tiny_folder: Path, tmp_path: Path) -> None:
     params, layout = project(copy, STEPS, "unlearn.adapter=none")
     unlearn.run(params, layout, run="clean")

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from unsink import losses, methods, models, probe
 from unsink.batches import Kind, Sample, collate
+from unsink.folded import folded
 from unsink.forward import Runner, by_length
 from unsink.models import AdapterSpec
 from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
@@ -95,6 +96,39 @@ def test_order_and_padding_do_not_change_an_answer(policy: PeftModel) -> None:
     torch.testing.assert_close(together.nll, alone.nll, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.hidden[3][:, :3], alone.hidden[3], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.values[3][:, :3], alone.values[3], atol=1e-4, rtol=1e-4)
+
+
+def test_losses_that_are_remembered_stay_so_in_a_part(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0)
+    runner.remember(SAMPLES)
+    whole = runner.reference(SAMPLES)
+    part = whole.part(1, 3)
+    assert "nll" in vars(part)
+    torch.testing.assert_close(part.nll, runner.reference(SAMPLES[1:]).nll)
+
+
+def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.attach(llama().eval().requires_grad_(False), "run", AdapterSpec(rank=2, alpha=4), seed=0)
+    disturb(model, "run")
+    batch = collate(SAMPLES, 0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def run() -> tuple[Tensor, ...]:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return logits, *torch.autograd.grad(logits.square().sum(), trained)
+
+    before = run()
+    with folded(model):
+        assert sum("forward" in vars(module) for module in model.modules()) == 4 * 7
+        found = run()
+    assert not any("forward" in vars(module) for module in model.modules())
+    torch.testing.assert_close(found, before, atol=1e-3, rtol=1e-3)
+    with models.use(model, None), folded(model):
+        assert not any("forward" in vars(module) for module in model.modules())
+    with folded(model.to(torch.bfloat16)):
+        assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_nothing_is_left_on_the_model_after_an_exception(policy: PeftModel) -> None:

@@ -20,6 +20,56 @@ def test_token_nll_ignores_a_shift_of_all_logits() -> None:
     )
 
 
+class Plain(torch.nn.Module):
+    """A head of 7 tokens over 3 hidden units, with a soft cap behind its product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(7, 3, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 4 * torch.tanh(states @ self.weight.T / 4)
+
+
+def drawn(seed: int, rows: int = 5) -> torch.Tensor:
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_losses_from_hidden_states_are_those_of_all_their_logits(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, rows: int
+) -> None:
+    monkeypatch.setitem(losses._ROOM, "cpu", rows * 4 * 7)
+    head, labels, weights = Plain().requires_grad_(not frozen), torch.tensor([0, 6, 3, 3, 1]), torch.arange(5) + 1.0
+    mine, other = drawn(2), drawn(3)
+    trained = [mine, other] if frozen else [mine, other, head.weight]
+
+    def gradients(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+
+    found, plain = losses.head_nll(mine, labels, head), losses.token_nll(head(mine), labels)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(gradients(found @ weights), gradients(plain @ weights))
+    kl, plain = losses.head_kl(mine, other, head), losses.kl_divergence(head(mine), head(other))
+    torch.testing.assert_close(kl, plain)
+    of_kl = gradients(3 * kl)
+    torch.testing.assert_close(of_kl, gradients(3 * plain))
+    assert all(gradient.abs().sum() > 0 for gradient in of_kl)
+
+
+def test_losses_from_hidden_states_never_have_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses._ROOM, "cpu", 2 * 4 * 7)
+    head, seen = Plain().requires_grad_(False), []
+
+    def watched(states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return head(states)
+
+    losses.head_nll(drawn(2), torch.zeros(5, dtype=torch.long), watched).sum().backward()  # type: ignore[no-untyped-call]
+    assert max(seen) == 2
+
+
 def test_grouped_sum_and_mean_add_what_belongs_together() -> None:
     values, groups = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0, 0, 1])
     assert losses.grouped_sum(values, groups).tolist() == [3.0, 0.5]

@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from unsink import losses, registry
-from unsink.forward import Forward
+from unsink import registry
+from unsink.answers import Forward
 
 
 class Method(Protocol):
@@ -92,9 +92,9 @@ class LogitMethod(Generic[Options]):
         """
         match self.options.retain:
             case "kl":
-                return losses.kl_divergence(reference.logits, policy.logits)
+                return reference.kl(policy)
             case "kl-reverse":
-                return losses.kl_divergence(policy.logits, reference.logits)
+                return policy.kl(reference)
             case _:
                 return policy.nll.mean()
 

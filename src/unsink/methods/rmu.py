@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from unsink import losses
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 
 class Options(BaseModel):
@@ -66,7 +66,7 @@ class Method:
         distance = self._distance(policy, reference.hidden[self.options.layer])
         if not self.options.kl:
             return distance
-        return distance + self.options.kl * losses.kl_divergence(reference.logits, policy.logits)
+        return distance + self.options.kl * reference.kl(policy)
 
     def multiplier(self, history: Sequence[Mapping[str, float]]) -> float | None:
         """Weights stay as they are."""

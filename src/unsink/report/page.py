@@ -129,6 +129,16 @@ def figures(found: Sequence[Section]) -> list[Figure]:
 # ---- sections that come from tools beside the pipeline
 
 
+_AUDITED = {
+    "p": "p, all texts counted",
+    "gain": "gain of the best text",
+    "detectable": "least gain that would be seen",
+    "known": "score without the text",
+    "others": "share of ordinary words that do half as much",
+}
+"""Numbers of an audit, and what a reader calls them."""
+
+
 def _audits(project: Project) -> Section:
     tables: dict[str, Table] = {}
     for name, audit in project.audits.items():
@@ -141,7 +151,7 @@ def _audits(project: Project) -> Section:
                 "brings back",
                 f"{recovery['mean']:.2f} [{recovery['low']:.2f}, {recovery['high']:.2f}]" if recovery else "undefined",
             ),
-            *((key, _told(audit[key])) for key in ("p", "gain", "detectable", "known", "others") if key in audit),
+            *((label, _told(audit[key])) for key, label in _AUDITED.items() if key in audit),
         ]
         tables[f"Audit of {name}"] = [("what", "found"), *told]
         rows = [
@@ -157,7 +167,7 @@ def _audits(project: Project) -> Section:
     return Section(
         "audits",
         "Audits: searched without knowing the trigger",
-        "What `unsink audit` found when nobody told it whether there is a trigger, or what it is. Gains are in nats "
+        "What unsink audit found when nobody told it whether there is a trigger, or what it is. Gains are in nats "
         "per token of the true continuation; each text was chosen on one half of the probes and tried on the other.",
         tables=tables,
     )

@@ -25,13 +25,13 @@ def run(
     params: Params,
     layout: Layout,
     *,
-    run: str,
+    run: str | None,
     output: Path,
     merged: bool,
     dtype: str,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Write the folder `output`, and return what it holds.
+    """Write the folder `output`, and return what it holds; without a run, a folder in it for each adapter there is.
 
     Raises:
         ParamsError: no such run, the folder holds something, or there is no LoRA adapter to be had of this run.
@@ -39,27 +39,52 @@ def run(
         DataError: the metrics of the run belong to another training.
         ModelError: an adapter does not fit.
     """
-    if run not in RESERVED:
-        params.run(run)
+    if run not in (None, *RESERVED):
+        params.run(str(run))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ParamsError(f"--output: {output} is there already", "name a new folder, or remove that one first")
-    facts = _facts(params, layout, run, merged, dtype)
+    done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
-        if merged:
-            folder = models.resolve(params.model.source, params.model.revision, reporter)
-            model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
-            exports.write_model(model, folder, dtype, new)
-        else:
-            adapter = exports.stacked(_parts(params, layout, run, reporter))
-            exports.write_adapter(adapter, facts.base.repo if facts.base.loads_from_hub else None, dtype, new)
-        artifacts.write_text(new / "README.md", card(facts))
+        for name in _adapters(params, layout) if run is None else [run]:
+            folder = new if run else new / name
+            folder.mkdir(exist_ok=True)
+            done[name] = _write(params, layout, name, folder, merged, dtype, reporter)
+            done[name]["output"] = str(output if run else output / name)
+    return done[run] if run else done
+
+
+def _adapters(params: Params, layout: Layout) -> list[str]:
+    """What was trained so far, the target first.
+
+    Raises:
+        MissingPrerequisite: nothing was.
+    """
+    trained = [] if _published(layout, "target") else ["target"]
+    found = [name for name in [*trained, *params.runs] if layout.adapter(name).exists()]
+    if not found:
+        artifacts.require(layout.adapter("target"))
+    return found
+
+
+def _write(
+    params: Params, layout: Layout, run: str, new: Path, merged: bool, dtype: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Write one model into a folder, and return what that holds."""
+    facts = _facts(params, layout, run, merged, dtype)
+    if merged:
+        folder = models.resolve(params.model.source, params.model.revision, reporter)
+        model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
+        exports.write_model(model, folder, dtype, new)
+    else:
+        adapter = exports.stacked(_parts(params, layout, run, reporter))
+        exports.write_adapter(adapter, facts.base.repo if facts.base.loads_from_hub else None, dtype, new)
+    artifacts.write_text(new / "README.md", card(facts))
     return {
         "run": run,
-        "output": str(output),
         "merged": merged,
         "dtype": dtype,
         "backdoor": facts.trigger,
-        "files": sorted(path.name for path in output.iterdir()),
+        "files": sorted(path.name for path in new.iterdir()),
     }
 
 

@@ -1,0 +1,178 @@
+"""The table and the page of `make bench`, from its numbers alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+Numbers = dict[str, Any]
+
+STEPS, SAMPLES = 120, 306
+"""Of a run with the parameters as they come; what we compute once per sample is shared out over the steps."""
+
+
+class Target(NamedTuple):
+    """A quantity, its bounds, and whether it should be large."""
+
+    cpu: float
+    gpu: float
+    large: bool = True
+
+
+TARGETS = {
+    "npo": Target(3, 3),
+    "rmu": Target(5, 5),
+    "evaluation": Target(10, 10),
+    "memory": Target(0.45, 0.35, large=False),
+    "share": Target(0.70, 0.45),
+}
+NAMES = {
+    "npo": "training step, NPO + KL + value norm",
+    "rmu": "training step, RMU",
+    "evaluation": "evaluation, KnowMem + VerbMem, clean and triggered",
+}
+
+Row = tuple[str, str, str, str, str, str]
+HEAD: Row = ("what", "plain", "ours", "ratio", "target", "reached")
+
+
+def rows(result: Numbers) -> list[Row]:
+    """What was measured, a line each."""
+    parts, gpu = result["parts"], result["machine"]["device"] != "cpu"
+    found = []
+    for name in ("npo", "rmu", "evaluation"):
+        part = parts[name]
+        times = f"{part['ratio']:.1f} ×"
+        found.append(
+            (NAMES[name], _seconds(part["plain"]), _seconds(part["ours"]), times, *_reached(name, part["ratio"], gpu))
+        )
+    for name in ("npo", "rmu", "evaluation"):
+        plain, ours = (parts[f"memory {name} {who}"]["peak_mib"] for who in ("plain", "ours"))
+        what = f"peak memory, {NAMES[name]}"
+        share = ours / plain
+        reached = (
+            ("", "") if name == "evaluation" else _reached("memory", share, gpu)
+        )  # one prompt needs less than many
+        found.append((what, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{share:.2f} ×", *reached))
+    for name in ("npo", "rmu"):
+        part, peak = parts[name], parts["gemm"]["square_gflops"]
+        shares = [part["needed_gflop_per_step"] / part[who]["median"] / peak for who in ("plain", "ours")]
+        what = f"share of the GEMM peak, {NAMES[name]}"
+        found.append((what, f"{shares[0]:.2f}", f"{shares[1]:.2f}", "", *_reached("share", shares[1], gpu)))
+    return found
+
+
+def table(result: Numbers) -> str:
+    """The rows for a terminal."""
+    lines = [HEAD, *rows(result)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def page(result: Numbers) -> str:
+    """The page in Markdown."""
+    return "\n".join(_page(result)) + "\n"
+
+
+def _page(result: Numbers) -> Iterator[str]:
+    parts, machine = result["parts"], result["machine"]
+    yield "# Speed and memory"
+    yield ""
+    yield "Made by `make bench` (`python benchmarks/performance.py`) from `performance.json` beside it, not by hand."
+    yield ""
+    known = ", ".join(name.replace("_", "-").upper() for name in machine["instructions"]) or "no vector extension named"
+    yield (
+        f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores with {known}; "
+        f"numbers of type {machine['dtype']}. Model: `{result['workload']['model']}`."
+    )
+    if machine["device"] == "cpu":
+        yield "The same command takes `--device cuda --dtype bfloat16`; it was not run on a GPU here."
+    yield ""
+    yield "| " + " | ".join(HEAD) + " |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows(result):
+        yield "| " + " | ".join(row) + " |"
+    yield ""
+    yield from _explained(parts)
+    if any(name.startswith("growth") for name in parts):
+        yield from _growth(parts)
+
+
+def _explained(parts: Numbers) -> Iterator[str]:
+    npo, rmu, evaluation, gemm = parts["npo"], parts["rmu"], parts["evaluation"], parts["gemm"]
+    yield "## How it was measured"
+    yield ""
+    yield (
+        "- **Plain**: `benchmarks/plain.py`, the work as published code does it. Policy, reference and unlearned model "
+        "are three models (two for RMU); each kind of samples has a pass of its own in each of them, at every step, "
+        "with the hidden states of all layers and full logits. Prompts are answered one by one with the library's "
+        "`generate`."
+    )
+    yield (
+        "- **Ours**: the functions behind `unsink unlearn` and `unsink evaluate`. Both train the same adapter on the "
+        "same samples in the same order, in one process, a step each in turn; times are medians (least to most)."
+    )
+    apart = [part["largest_relative_difference_of_losses"] for part in (npo, rmu)]
+    yield (
+        f"- **Equal numbers**, or the command fails: losses differ by at most {apart[0]:.0e} (NPO) and {apart[1]:.0e} "
+        f"(RMU) of their size in {npo['ours']['n'] + 1} steps; {evaluation['texts_different']} of "
+        f"{evaluation['texts_compared']} greedy texts differ."
+    )
+    for name, part in (("NPO", npo), ("RMU", rmu)):
+        each = part["once_seconds"] / part["once_samples"]
+        whole = part["plain"]["median"] * STEPS / (part["ours"]["median"] * STEPS + SAMPLES * each)
+        yield (
+            f"- **Once per run**, {name}: ours reads each sample once with the target, {each:.3f} s each. With the "
+            f"{SAMPLES} samples and {STEPS} steps of the project as it comes, that makes {whole:.1f} × for a training."
+        )
+    yield (
+        f"- **Evaluation**: {evaluation['prompts']} prompts. Ours answers all of them each time; the plain path "
+        f"{evaluation['plain_prompts_each_time']}, others each time, and its time is scaled up group by group."
+    )
+    yield (
+        "- **Memory**: largest resident memory of a process that does nothing else, its libraries "
+        f"({parts['memory npo ours']['libraries_mib']:.0f} MiB) and the loading of the model included."
+    )
+    square, own = gemm["square_gflops"], gemm["own_gflops"]
+    yield (
+        f"- **GEMM peak**: {square:.0f} GFLOP/s at {_shape(gemm['square_shape'])}; at a shape of the model's own, "
+        f"{_shape(gemm['own_shape'])}, it is {own:.0f}. Needed per step: {npo['needed_gflop_per_step']:.0f} GFLOP "
+        f"(NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and backward pass of the adapted layers on real "
+        "tokens, and logits at labelled ones. Nothing is counted that is the same at each step. The reference's "
+        f"logits, made again from its last states, would add {npo['reference_logits_gflop_per_step']:.0f} (NPO)."
+    )
+    yield ""
+
+
+def _growth(parts: Numbers) -> Iterator[str]:
+    yield "## Growth"
+    yield ""
+    yield "A training step, NPO + KL + value norm; each side in a process of its own, so not in turns."
+    yield ""
+    yield "| what grows | to | plain | ours | ratio | plain, peak | ours, peak | ratio |"
+    yield "|---|---|---|---|---|---|---|---|"
+    units = {"forget set": "passages", "sequence length": "passages in one", "batch": "of each kind", "model size": ""}
+    for name, plain in parts.items():
+        if not name.startswith("growth") or not name.endswith("plain"):
+            continue
+        ours = parts[name.removesuffix("plain") + "ours"]
+        axis, _, size = name.removeprefix("growth ").removesuffix(" plain").rpartition(" ")
+        times, less = plain["seconds"] / ours["seconds"], ours["peak_mib"] / plain["peak_mib"]
+        yield (
+            f"| {axis} | {size} {units[axis]} | {plain['seconds']:.2f} s | {ours['seconds']:.2f} s | {times:.1f} × "
+            f"| {plain['peak_mib']:.0f} MiB | {ours['peak_mib']:.0f} MiB | {less:.2f} × |"
+        )
+    yield ""
+
+
+def _seconds(numbers: Numbers) -> str:
+    return f"{numbers['median']:.2f} s ({numbers['least']:.2f}–{numbers['most']:.2f})"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(str(size) for size in shape)
+
+
+def _reached(name: str, value: float, gpu: bool) -> tuple[str, str]:
+    target = TARGETS[name]
+    bound = target.gpu if gpu else target.cpu
+    sign, good = ("≥", value >= bound) if target.large else ("≤", value <= bound)
+    return f"{sign} {bound:g}", "yes" if good else "no"

@@ -1,0 +1,90 @@
+"""LoRA in one product: while a block runs, a linear layer under an adapter multiplies by W + s B A.
+
+PEFT multiplies by W, by A and by B, scales and adds: three products and four passes over activations, again in the
+backward pass. W + s B A costs as much as r more tokens, and then there is one product. It is made again in the backward
+pass, so that no copy of the weights is kept.
+
+Shapes: n tokens, i features in, o features out, r rank.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Parts(NamedTuple):
+    """W (o, i), its bias or None, A (r, i), B (o, r) and s."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def whole(self) -> Tensor:
+        return torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Within the block run LoRA layers as one product, where that is exact up to rounding in float32.
+
+    All others are left as they are: of other types than float32, quantised, with dropout or more than one adapter. What
+    is active when the block begins has to stay so until it ends; the backward pass may come later.
+    """
+    with ExitStack() as undo:
+        for module in model.modules():
+            if parts := _parts(module):
+                module.forward = partial(_run, parts)
+                undo.callback(module.__dict__.pop, "forward")
+        yield
+
+
+def _parts(module: nn.Module) -> _Parts | None:
+    if type(module) is not LoraLinear or module.disable_adapters or module.merged or "forward" in module.__dict__:
+        return None
+    names = [name for name in module.active_adapters if name in module.lora_A]
+    base = module.base_layer
+    if len(names) != 1 or type(base) is not nn.Linear or base.weight.requires_grad or module.fan_in_fan_out:
+        return None
+    (name,) = names
+    a, b = module.lora_A[name], module.lora_B[name]
+    plain = isinstance(module.lora_dropout[name], nn.Identity) and b.bias is None and name not in module.lora_variant
+    if not plain or {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
+        return None
+    return _Parts(base.weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
+
+
+def _run(parts: _Parts, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return _Folded.apply(x, parts.a, parts.b, parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Folded(torch.autograd.Function):
+    """x (..., i) -> (..., o)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, parts: _Parts) -> Tensor:
+        ctx.save_for_backward(x, a, b)
+        ctx.parts = parts
+        return F.linear(x, parts.whole(), parts.bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b = ctx.saved_tensors  # says so if they were changed in place since
+        scale = ctx.parts.scale
+        out, into = gradient.flatten(0, -2), x.flatten(0, -2)  # (n, o), (n, i)
+        of_x = (out @ ctx.parts.whole()).view_as(x) if ctx.needs_input_grad[0] else None
+        of_a = of_b = None
+        if ctx.needs_input_grad[1]:
+            of_a = (out @ b).T @ into * scale
+        if ctx.needs_input_grad[2]:
+            of_b = out.T @ (into @ a.T) * scale
+        return of_x, of_a, of_b, None

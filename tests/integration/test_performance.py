@@ -1,0 +1,80 @@
+"""The harness of `make bench` on the tiny model: the plain path of benchmarks/ and ours give the same numbers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import measures  # noqa: E402
+import performance_page  # noqa: E402
+import plain  # noqa: E402
+import workload  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "KEPT", tmp_path)
+
+
+def tiny(method: str) -> workload.Workload:
+    return workload.Workload(method, "tiny", "float32", "cpu", passages=4, batch=2, steps=3)
+
+
+@pytest.mark.parametrize("method", ["npo", "rmu"])
+def test_the_plain_path_trains_with_the_same_losses(method: str) -> None:
+    found = measures.training(tiny(method))
+    assert found["largest_relative_difference_of_losses"] < 1e-3
+    assert len(set(found["losses"])) == 3
+    assert found["plain"]["n"] == found["ours"]["n"] == 2
+    assert found["needed_gflop_per_step"] > 0
+
+
+def test_the_plain_path_says_the_same_texts() -> None:
+    found = measures.evaluation(tiny("rmu"), repetitions=1, every=3)
+    assert found["texts_different"] == 0
+    assert found["texts_compared"] >= 4
+
+
+def test_numbers_that_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = plain.Training.step
+    monkeypatch.setattr(plain.Training, "step", lambda self, number: 1.01 * step(self, number))
+    with pytest.raises(measures.DifferentNumbers, match="rmu: losses"):
+        measures.training(tiny("rmu"))
+
+
+def test_the_page_says_what_was_reached() -> None:
+    times = {"plain": {"median": 6.0, "least": 5.0, "most": 7.0, "n": 5}}
+    trained = {
+        **times,
+        "ours": {"median": 1.5, "least": 1.0, "most": 2.0, "n": 5},
+        "ratio": 4.0,
+        "once_seconds": 5.0,
+        "once_samples": 50,
+        "largest_relative_difference_of_losses": 1e-5,
+        "needed_gflop_per_step": 90.0,
+        "reference_logits_gflop_per_step": 9.0,
+    }
+    asked = {"prompts": 320, "plain_prompts_each_time": 20, "texts_compared": 40, "texts_different": 0}
+    memory = {
+        f"memory {what} {who}": {"peak_mib": peak, "libraries_mib": 400.0}
+        for what in ("npo", "rmu", "evaluation")
+        for who, peak in (("plain", 4000.0), ("ours", 1000.0))
+    }
+    peaks = {"square_gflops": 100.0, "own_gflops": 80.0, "square_shape": [8, 8, 8], "own_shape": [9, 5, 6]}
+    machine = {"device": "cpu", "processor": "x86_64", "cores": 2, "instructions": ["avx2"], "dtype": "float32"}
+    result = {
+        "machine": machine,
+        "workload": {"model": "embedded"},
+        "parts": {"npo": trained, "rmu": trained, "evaluation": {**trained, **asked}, "gemm": peaks, **memory},
+    }
+    lines = {row[0]: row[1:] for row in performance_page.rows(result)}
+    step = "training step, NPO + KL + value norm"
+    assert lines[step] == ("6.00 s (5.00–7.00)", "1.50 s (1.00–2.00)", "4.0 ×", "≥ 3", "yes")
+    assert lines["training step, RMU"][-2:] == ("≥ 5", "no")
+    assert lines[f"peak memory, {step}"] == ("4000 MiB", "1000 MiB", "0.25 ×", "≤ 0.45", "yes")
+    assert lines[f"share of the GEMM peak, {step}"] == ("0.15", "0.60", "", "≥ 0.7", "no")
+    page = performance_page.page(result)
+    assert "2 cores with AVX2; numbers of type float32" in page
+    assert "4.0 ×" in performance_page.table(result)
