@@ -324,9 +324,8 @@ def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
                 "set it to false, and lower unlearn.batch instead",
             )
         both = partial(_as_before, layer)
-        layer._gradient_checkpointing_func = partial(
-            checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=both
-        )
+        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=both)
+        layer._gradient_checkpointing_func = again
         layer.gradient_checkpointing = layer.training = True
     try:
         yield
