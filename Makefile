@@ -42,7 +42,7 @@ format: $(READY)
 
 clean:  ## everything that was made here; the model stays in the user's cache
 	rm -rf data/fetched adapters checkpoints splits probes predictions metrics settings report dvc_plots .dvc/cache .dvc/tmp
-	rm -rf ablations stress audits mitigations
+	rm -rf ablations stress audits mitigations jobs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt

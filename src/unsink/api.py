@@ -207,7 +207,7 @@ class Project:
     def submit(
         self,
         stages: Sequence[str],
-        runs: Sequence[str],
+        run: Sequence[str],
         *,
         cluster: str = "slurm",
         given: Mapping[str, object] | None = None,
@@ -218,7 +218,7 @@ class Project:
 
         Args:
             stages: Such as `["poison", "unlearn", "evaluate"]`, done in this order for each run.
-            runs: Entries of `runs:`.
+            run: Entries of `runs:`, a task for each.
             cluster: `slurm`, or `local` for processes on this machine.
             given: For the job, by submitit's names, such as `{"gpus_per_node": 1, "slurm_partition": "gpu"}`.
             processes: That share a task.
@@ -231,7 +231,7 @@ class Project:
         return self.run(
             "submit",
             stages=stages,
-            runs=runs,
+            runs=run,
             options=options,
             cluster=cluster,
             given=given,
