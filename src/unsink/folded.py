@@ -48,18 +48,20 @@ def folded(model: nn.Module) -> Iterator[None]:
 
 
 def _parts(module: nn.Module) -> _Parts | None:
-    if type(module) is not LoraLinear or module.disable_adapters or module.merged or "forward" in module.__dict__:
+    if type(module) is not LoraLinear or "forward" in vars(module):
         return None
-    names = [name for name in module.active_adapters if name in module.lora_A]
-    base = module.base_layer
-    if len(names) != 1 or type(base) is not nn.Linear or base.weight.requires_grad or module.fan_in_fan_out:
+    layer: Any = module
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1:
         return None
-    (name,) = names
-    a, b = module.lora_A[name], module.lora_B[name]
-    plain = isinstance(module.lora_dropout[name], nn.Identity) and b.bias is None and name not in module.lora_variant
-    if not plain or {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
+    (name,), base = names, layer.base_layer
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    plain = type(base) is nn.Linear and type(layer.lora_dropout[name]) is nn.Identity and b.bias is None
+    if not plain or base.weight.requires_grad or name in layer.lora_variant:
         return None
-    return _Parts(base.weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
+    if {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
+        return None
+    return _Parts(base.weight, base.bias, a.weight, b.weight, float(layer.scaling[name]))
 
 
 def _run(parts: _Parts, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -76,7 +78,7 @@ class _Folded(torch.autograd.Function):
         return F.linear(x, parts.whole(), parts.bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = ctx.saved_tensors  # says so if they were changed in place since
         scale = ctx.parts.scale
