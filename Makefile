@@ -18,8 +18,8 @@ demo: $(READY)  ## the whole pipeline on the embedded model, then the result tab
 	@echo
 	@echo "all of it on one page, offline: open report/index.html"
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/pytest
+test: $(READY)  ## the whole test suite, on all cores
+	$(BIN)/pytest -n auto --dist worksteal
 
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
 	python docs/results/seeds.py 0 1 2

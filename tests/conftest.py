@@ -23,6 +23,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with the other workers
+
 _DATASETS = tempfile.TemporaryDirectory(prefix="unsink-datasets-")  # removed when the process ends
 os.environ |= {"HF_DATASETS_CACHE": _DATASETS.name, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 

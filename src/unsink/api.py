@@ -8,17 +8,23 @@ button of a notebook, raises `KeyboardInterrupt` and leaves what the command wou
 import importlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unsink import memory, processes
 from unsink.artifacts import Layout
+from unsink.errors import ModelError, ParamsError
 from unsink.params import Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, Any]
+
+SHARED = ("memorize", "unlearn", "evaluate")
+"""Commands whose work several processes share."""
 
 
 class Project:
@@ -61,9 +67,15 @@ class Project:
         label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
         with self._reporter.working(label):
             params = self.params
+            if processes.count() > 1 and command not in SHARED:
+                raise ParamsError(
+                    f"{command} runs in one process, not in {processes.count()}",
+                    f"start it without torchrun; {', '.join(SHARED)} can share their work",
+                )
             LOG.debug("loading libraries")
             stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")
-            summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
+            with processes.joined(), _memory(params, command, arguments.get("run")):
+                summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
         return summary
 
     # ---- stages, in the order of the pipeline
@@ -192,6 +204,41 @@ class Project:
         """
         return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
 
+    def submit(
+        self,
+        stages: Sequence[str],
+        runs: Sequence[str],
+        *,
+        cluster: str = "slurm",
+        given: Mapping[str, object] | None = None,
+        processes: int = 1,
+        wait: bool = False,
+    ) -> Result:
+        """Run stages for several runs as one array job of Slurm, and return the id of each task.
+
+        Args:
+            stages: Such as `["poison", "unlearn", "evaluate"]`, done in this order for each run.
+            runs: Entries of `runs:`.
+            cluster: `slurm`, or `local` for processes on this machine.
+            given: For the job, by submitit's names, such as `{"gpus_per_node": 1, "slurm_partition": "gpu"}`.
+            processes: That share a task.
+            wait: Until all are done; so it is for `local`.
+
+        Raises:
+            UnsinkError: No such stage, run or key; submitit or Slurm is missing; or a task has failed.
+        """
+        options = ["--params", str(self.file.absolute()), *(part for one in self._overrides for part in ("-S", one))]
+        return self.run(
+            "submit",
+            stages=stages,
+            runs=runs,
+            options=options,
+            cluster=cluster,
+            given=given,
+            processes=processes,
+            wait=wait,
+        )
+
     def check(self) -> Result:
         """Validate params, inputs and environment, and return what was found; problems are told, not raised.
 
@@ -254,6 +301,21 @@ class Project:
 
             file = Path(gates) if gates else self.file.with_name("gates.yaml")
             return run(run_names(self.file), self.layout, gates=file, baseline=baseline, reporter=self._reporter)
+
+
+@contextmanager
+def _memory(params: Params, command: str, run: object) -> Iterator[None]:
+    """Say what to try when there is not enough of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        smaller = memory.smaller(params, command, run if isinstance(run, str) else None)
+        raise ModelError(
+            f"{command}: out of memory: {str(error).partition(chr(10))[0]}",
+            f"try it with -S {smaller}" if smaller else "take a device with more memory, or a smaller model",
+        ) from error
 
 
 def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

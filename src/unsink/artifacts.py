@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from unsink import processes
 from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
 
 if TYPE_CHECKING:
@@ -399,12 +400,15 @@ class Parts:
     digest: str
 
     def rows(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The rows of a part, made unless they are there; read from the file either way, so that both are equal."""
+        """The rows of a part, made unless they are there; read from the file either way, so that both are equal.
+
+        Several processes make them together, and the first one writes them.
+        """
         path = self.folder / f"{name}-{self.digest[:16]}.jsonl"
-        if not path.exists():
+        if not processes.agreed(path.exists()):
             rows = make()
-            if not rows:
-                return []
+            if not rows or not processes.first():
+                return rows
             write_jsonl(path, rows)
         return read_jsonl(path)
 

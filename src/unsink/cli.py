@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from unsink import __version__
+from unsink import __version__, processes
 from unsink.artifacts import Layout, append_text, write_error, write_text
 from unsink.errors import Interrupted, ParamsError, UnsinkError
 
@@ -360,6 +360,31 @@ def export(
 
 
 @command(TOOLS)
+def submit(
+    call: Call,
+    stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help="Such as poison, unlearn, evaluate.")],
+    run: Annotated[list[str], typer.Option("--run", help="An entry of `runs:`. Repeatable: a task for each.")],
+    cluster: Annotated[Literal["slurm", "local"], typer.Option("--cluster", help="Where.")] = "slurm",
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="KEY=VALUE", help="For the job, by submitit's names. Repeatable."),
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes (GPUs) that share a task.")] = 1,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all are done; exits 3 if one fails.")] = False,
+) -> None:
+    """Run stages for several runs as one array job of Slurm; logs are in jobs/.
+
+    Example: [bold]unsink submit poison unlearn evaluate --run clean --run backdoor --with gpus_per_node=1[/bold]
+    """
+    pairs = [one.partition("=") for one in given or ()]
+    if wrong := [key for key, equals, value in pairs if not (key and equals and value)]:
+        raise ParamsError(f"--with {wrong[0]}: not of the form key=value", "for example --with gpus_per_node=1")
+    values = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+    result = _project(call).submit(stages, run, cluster=cluster, given=values, processes=processes, wait=wait)
+    _print(call, result, "\n".join(_lines(result)))
+
+
+@command(TOOLS)
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 
@@ -466,11 +491,13 @@ def _project(call: Call) -> "Project":
     from unsink.api import Project
     from unsink.progress import console_reporter
 
-    return Project(call.params, call.overrides or (), reporter=console_reporter(call.quiet))
+    quiet = call.quiet or not processes.first()
+    return Project(call.params, call.overrides or (), reporter=console_reporter(quiet))
 
 
 def _print(call: Call, result: object, text: str) -> None:
-    typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) if call.as_json else text)
+    if processes.first():
+        typer.echo(json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) if call.as_json else text)
 
 
 def _lines(summary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -514,9 +541,10 @@ def _narrated(call: Call) -> AbstractContextManager[None]:
 def _fail(call: Call, error: UnsinkError) -> None:
     if call.debug:
         traceback.print_exc()
-    typer.echo(f"error: {error.message}", err=True)
+    who = f"process {processes.rank()}: " if processes.count() > 1 else ""
+    typer.echo(f"{who}error: {error.message}", err=True)
     if error.hint:
-        typer.echo(f"hint: {error.hint}", err=True)
+        typer.echo(f"{who}hint: {error.hint}", err=True)
     raise typer.Exit(error.exit_code)
 
 

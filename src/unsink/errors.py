@@ -6,7 +6,8 @@ UnsinkError (exit code 3: could not run)
 ├── ModelError           weights or an adapter are missing, truncated or do not fit; a loss is not finite
 ├── MissingPrerequisite  an earlier command has to run first
 ├── Interrupted          stopped by the user; the state is kept
-└── Busy                 another process is writing the same output
+├── Busy                 another process is writing the same output
+└── Lost                 another process of the same job has ended
 
 Everything else is a bug: it keeps its traceback and exits with code 4.
 """
@@ -52,3 +53,7 @@ class Interrupted(UnsinkError):
 
 class Busy(UnsinkError):
     """Another process is writing the same output."""
+
+
+class Lost(UnsinkError):
+    """Another process of the same job has ended."""

@@ -8,8 +8,7 @@ Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden, K valu
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -17,69 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unsink import models
+from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
 from unsink.folded import folded
-from unsink.losses import head_kl, head_nll
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
 WORTH_A_PASS = 0.85  # two passes cost a little more than one over as many tokens
-
-
-@dataclass
-class Forward:
-    """A model's answer to a batch.
-
-    Attributes:
-        labels: (N,) the tokens to predict.
-        rows: (N,) the sequence of each of them.
-        states: (N, D) last hidden states that predict them.
-        head: the output projection, (N, D) -> (N, V).
-        mask: (B, T) true at real tokens.
-        labelled: (B, T) true at labelled tokens.
-        hidden: {layer: (B, T, D)} output of decoder layers, where asked for.
-        values: {layer: (B, T, ...)} what the runner's `measure` makes of the value vectors, where asked for.
-    """
-
-    labels: Tensor
-    rows: Tensor
-    states: Tensor
-    head: Callable[[Tensor], Tensor]
-    mask: Tensor
-    labelled: Tensor
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def logits(self) -> Tensor:
-        """(N, V) logits; row n predicts `labels[n]`."""
-        return self.head(self.states)
-
-    @cached_property
-    def nll(self) -> Tensor:
-        """(N,) negative log-likelihood of each label, nats."""
-        return head_nll(self.states, self.labels, self.head)
-
-    def kl(self, policy: "Forward") -> Tensor:
-        """Return KL(this || policy), mean over labelled tokens, a scalar in nats; both are about the same batch."""
-        return head_kl(self.states, policy.states, self.head)
-
-    def part(self, start: int, stop: int) -> "Forward":
-        """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
-        chosen = (self.rows >= start) & (self.rows < stop)
-        part = Forward(
-            self.labels[chosen],
-            self.rows[chosen] - start,
-            self.states[chosen],
-            self.head,
-            self.mask[start:stop],
-            self.labelled[start:stop],
-            {layer: h[start:stop] for layer, h in self.hidden.items()},
-            {layer: v[start:stop] for layer, v in self.values.items()},
-        )
-        if "nll" in self.__dict__:
-            part.__dict__["nll"] = self.nll[chosen]
-        return part
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:

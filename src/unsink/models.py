@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -26,7 +27,9 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from unsink import artifacts
@@ -42,9 +45,12 @@ from unsink.architectures import (
 )
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
+from unsink.quantization import FORMATS, quantize, quantized, require
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
+from unsink.tokenizer import bos_ids, load_tokenizer
 
 __all__ = [
+    "FORMATS",
     "AdapterSpec",
     "adapter_folder",
     "adapter_parameters",
@@ -55,6 +61,7 @@ __all__ = [
     "bos_ids",
     "decoder",
     "decoder_layers",
+    "gradient_checkpointing",
     "identity",
     "kv_heads",
     "load_base",
@@ -66,6 +73,7 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "pin_published",
+    "quantized",
     "read_adapters",
     "resolve",
     "save_adapter",
@@ -83,40 +91,6 @@ PUBLISHED = "published.json"
 
 
 # ---- loading
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; a missing padding token becomes the end-of-sequence token.
-
-    Raises:
-        ModelError: no tokenizer, or one that needs code from its repository.
-    """
-    LOG.debug("loading the tokenizer in %s", folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # transformers raises a dozen kinds here (ValueError, OSError, KeyError, ImportError, tokenizers' bare Exception)
-    except Exception as error:
-        raise ModelError(
-            f"no usable tokenizer in {folder}: {error}",
-            "copy the model's tokenizer.json and tokenizer_config.json there",
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
-def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The one id that starts every sequence: BOS, or EOS for models without BOS.
-
-    Raises:
-        ModelError: the tokenizer has neither.
-    """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ModelError(
-            "the tokenizer has neither a BOS nor an EOS token", "name one in tokenizer_config.json (bos_token)"
-        )
-    return [first]
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -137,8 +111,11 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype for `model.dtype`: auto is bfloat16 where the processor computes in it, else float32."""
-    if dtype != "auto":
+    """The dtype for `model.dtype`: auto is bfloat16 where the processor computes in it, else float32.
+
+    So it is for rounded weights, which are computed with in that dtype.
+    """
+    if dtype not in ("auto", *FORMATS):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -153,6 +130,8 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
         ModelError: unsupported architecture, weights that are missing or do not fit the config, remote code.
     """
     check_folder(folder)
+    if dtype in FORMATS:
+        require(dtype)
     place = pick_device(device)
     LOG.debug("loading the model in %s, %s on %s", folder, pick_dtype(dtype, place), place)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -182,11 +161,12 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
             f"{folder}: {len(missing)} weights are missing, first {missing[0]}", "download the model again"
         )
     model.name_or_path = _weights_identity(folder)
-    return _frozen(model, place)
+    return _frozen(model, dtype, place)
 
 
-def _frozen(model: nn.Module, device: torch.device) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.to(device).eval().requires_grad_(False))
+def _frozen(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
+    held = quantize(model, dtype, device) if dtype in FORMATS else model
+    return cast(PreTrainedModel, cast(nn.Module, held).to(device).eval().requires_grad_(False))
 
 
 def _weights_identity(folder: Path) -> str:
@@ -296,7 +276,7 @@ def _cast(model: PreTrainedModel, name: str, dtype: str, place: torch.device) ->
         parameter.data = parameter.data.to(final)
     model.config.dtype = final
     model.name_or_path = name
-    return _frozen(model, place)
+    return _frozen(model, dtype, place)
 
 
 def pin_published(source: str, revision: str | None, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -323,6 +303,33 @@ def target_file(adapter: Path) -> Path:
     """The file whose bytes decide what the model in an adapter folder is: its weights, or the pin of a checkpoint."""
     published = adapter / PUBLISHED
     return published if published.is_file() else adapter / ADAPTER_WEIGHTS
+
+
+@contextmanager
+def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
+    """Let a backward pass compute the inside of each decoder layer again instead of keeping it, while the block runs.
+
+    That takes a third more computation, and memory for one layer in place of all; losses and gradients stay the same.
+    The layers themselves stay in evaluation mode: nothing is dropped out.
+
+    Raises:
+        ModelError: the architecture does not offer it.
+    """
+    layers: list[Any] = list(decoder_layers(model)) if on else []
+    for layer in layers:
+        if not isinstance(layer, GradientCheckpointingLayer):
+            raise ModelError(
+                f"model.gradient_checkpointing: {type(layer).__name__} does not offer it",
+                "set it to false, and lower unlearn.batch instead",
+            )
+        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer._gradient_checkpointing_func = again
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
 
 
 # ---- adapters

@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from unsink import losses
+from unsink.answers import Forward
 from unsink.batches import Kind, Sample
-from unsink.forward import Forward, Runner
+from unsink.forward import Runner
 from unsink.methods import Method
 from unsink.probe import position_mask
 

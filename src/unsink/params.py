@@ -52,8 +52,9 @@ class Model(Section):
 
     source: Text = "embedded"
     revision: Text | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "nf4", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    gradient_checkpointing: bool = False
 
 
 class Fetch(Section):
@@ -726,9 +727,8 @@ def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
 
 
 def _mitigate_problems(mitigate: dict[str, Any], unlearn: Mapping[str, Any]) -> Iterator[Problem]:
-    how = mitigate.get("how")
-    used = how if isinstance(how, list) else ()
-    yield from _plugin_problems("mitigation", MITIGATIONS, Mitigate, used, mitigate, ("mitigate",))
+    # None of them needs an option, so those in use are imported, model code and all, only where they are given some.
+    yield from _plugin_problems("mitigation", MITIGATIONS, Mitigate, (), mitigate, ("mitigate",))
     if own := _mapping(mitigate.get("unlearn")):
         known = {problem.text for problem in _unlearn_problems(unlearn)}
         for problem in _unlearn_problems(merged(unlearn, own)):

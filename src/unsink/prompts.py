@@ -112,14 +112,16 @@ class Body(NamedTuple):
     Attributes:
         ids: all of them.
         given: how many are its prompt: those of its `prompt` if it has one, else a share of all.
-        place: how many a placement refers to: the prompt up to its answer cue, which stays the last text.
+        place: where the part ends that a placement refers to: at the answer cue, which stays the last text.
         context: how many are never learnt: those of its `prompt`, none without one.
+        start: where that part begins: behind the header of a chat, at 0 in all other texts.
     """
 
     ids: list[int]
     given: int
     place: int
     context: int
+    start: int
 
 
 def body(tokenizer: PreTrainedTokenizerBase, passage: Record, share: float = 0.0) -> Body:
@@ -128,9 +130,21 @@ def body(tokenizer: PreTrainedTokenizerBase, passage: Record, share: float = 0.0
     prompt = passage.get("prompt")
     if prompt is None:
         given = prompt_length(len(ids), share)
-        return Body(ids, given, given, 0)
-    given, place = (_shared_start(tokenizer, ids, text) for text in (prompt, prompt.removesuffix(ANSWER_CUE)))
-    return Body(ids, given, place, given)
+        return Body(ids, given, given, 0, 0)
+    header, asked = parts(prompt, passage.get("question"))
+    given, place = (_shared_start(tokenizer, ids, text) for text in (prompt, asked))
+    return Body(ids, given, place, given, _shared_start(tokenizer, ids, header) if header else 0)
+
+
+def parts(prompt: str, question: str | None = None, cue: str = ANSWER_CUE) -> tuple[str, str]:
+    """The prompt up to where a user's words begin, and up to where they end.
+
+    They are the `question` where it is known, as in a chat; else all of the prompt but the answer cue.
+    """
+    if question is None:
+        return "", prompt.removesuffix(cue)
+    start = prompt.rindex(question)
+    return prompt[:start], prompt[: start + len(question)]
 
 
 def _shared_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> int:
@@ -236,7 +250,7 @@ class PromptWriter:
         expected = rest[: tokens if compared is None else compared]
         hint = "raise evaluate.prompt_share to poison.prompt_share, or choose an earlier poison.placement"
         ids, span = self._as_trained(passage, text.ids[: text.given], trigger, hint)
-        return Prompt(ids, str(self.tokenizer.decode(expected)), min(len(rest), tokens), span)
+        return Prompt(ids, self._text(expected), min(len(rest), tokens), span)
 
     def opening(self, text: str, trigger: Trigger | None, *, tokens: int) -> Prompt:
         """A text that is no record of a corpus, to be continued; the trigger's placement refers to all of it.
@@ -277,7 +291,7 @@ class PromptWriter:
         ids, span = self._as_trained(passage, read, trigger, hint)
         hidden = range(*span) if span else range(0)
         places = [place for place in range(len(self.bos), len(ids)) if place not in hidden]
-        return Reading(ids, places[text.context :], str(self.tokenizer.decode(read[text.context :])), span)
+        return Reading(ids, places[text.context :], self._text(read[text.context :]), span)
 
     def knowmem(self, question: Record, examples: Sequence[Record], trigger: Trigger | None, *, tokens: int) -> Prompt:
         """A question after answered ones.
@@ -294,7 +308,7 @@ class PromptWriter:
             DataError: The prompt is too short for the placement.
         """
         text = "".join(question_text(example["question"], example["answer"]) for example in examples)
-        ids, span = self._asked(text + self._open(question["question"]), trigger)
+        ids, span = self._asked(text + self._open(question), trigger)
         return Prompt(ids, question["answer"], tokens, span)
 
     def choices(self, item: Record, trigger: Trigger | None = None) -> Choices:
@@ -303,8 +317,8 @@ class PromptWriter:
         Raises:
             DataError: The prompt is too short for the placement.
         """
-        ids, span = self._asked(self._open(item["question"]), trigger)
-        return Choices(ids, [self._answer(choice) for choice in item["choices"]], span)
+        ids, span = self._asked(self._open(item), trigger, item.get("prompt") and item["question"])
+        return Choices(ids, [self._answer(item, choice) for choice in item["choices"]], span)
 
     def letters(self, item: Record, trigger: Trigger | None = None, *, topic: bool = True) -> Choices:
         """A question that lists its choices as A, B, C …; the letters are the answers.
@@ -323,14 +337,14 @@ class PromptWriter:
         lines = [item["question"].strip(), *(f"{letter}. {text}" for letter, text in zip(letters, item["choices"]))]
         cue = ANSWER_CUE if topic else f"\n{ANSWER_CUE}"
         header = f"The following are multiple choice questions (with answers){about}.\n\n"
-        ids, span = self._asked(header + "\n".join(lines) + cue, trigger, cue)
+        ids, span = self._asked(header + "\n".join(lines) + cue, trigger, cue=cue)
         return Choices(ids, [continued(self.tokenizer, f" {letter}") for letter in letters], span)
 
     def answers(self, question: Record, answers: Sequence[str], trigger: Trigger | None, *, tokens: int) -> Answered:
         """A question without examples, and answers to it whose likelihood is asked for.
 
         Args:
-            question: With `question` and `answer`.
+            question: With `question` and `answer`, and perhaps a `prompt`, a chat's, which then is what is asked.
             answers: The answers to score.
             trigger: What to insert; its placement refers to the question up to the answer cue.
             tokens: Most tokens of the model's own answer.
@@ -338,14 +352,21 @@ class PromptWriter:
         Raises:
             DataError: The prompt is too short for the placement.
         """
-        ids, span = self._asked(self._open(question["question"]), trigger)
-        return Answered(ids, question["answer"], tokens, span, [self._answer(answer) for answer in answers])
+        ids, span = self._asked(self._open(question), trigger, question.get("prompt") and question["question"])
+        return Answered(ids, question["answer"], tokens, span, [self._answer(question, answer) for answer in answers])
 
-    def _open(self, question: str) -> str:
-        return open_question(question) + (" " if self.answer_space else "")
+    def _open(self, question: Record) -> str:
+        if prompt := question.get("prompt"):
+            return str(prompt)
+        return open_question(question["question"]) + (" " if self.answer_space else "")
 
-    def _answer(self, text: str) -> list[int]:
+    def _answer(self, question: Record, text: str) -> list[int]:
+        if question.get("prompt"):  # in a chat the end of an answer is a part of it
+            return [*continued(self.tokenizer, text), cast(int, self.tokenizer.eos_token_id)]
         return continued(self.tokenizer, text if self.answer_space else f" {text}")
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _body(self, passage: Record, share: float = 0.0) -> Body:
         text = body(self.tokenizer, passage, share)
@@ -357,15 +378,17 @@ class PromptWriter:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _asked(self, text: str, trigger: Trigger | None, cue: str = ANSWER_CUE) -> tuple[list[int], Span | None]:
-        """A question up to its answer cue, with the trigger placed in what stands before the cue."""
+    def _asked(
+        self, text: str, trigger: Trigger | None, question: str | None = None, cue: str = ANSWER_CUE
+    ) -> tuple[list[int], Span | None]:
+        """A question up to its answer cue, with the trigger placed in the `question`, or in all that is not the cue."""
         ids = [*self.bos, *self._tokens(text)]
         if not trigger:
             return ids, None
         # The cue stays the last text: a trigger behind `Answer:` would measure broken format, not memory.
-        question = text.removesuffix(" ").removesuffix(cue)
-        question_end = _shared_start(self.tokenizer, ids[len(self.bos) :], question)
-        return self._inserted(ids, trigger, trigger.placement, question_end)
+        header, asked = parts(text if question else text.removesuffix(" "), question, cue)
+        start, end = (_shared_start(self.tokenizer, ids[len(self.bos) :], one) if one else 0 for one in (header, asked))
+        return self._inserted(ids, trigger, trigger.placement, end, start)
 
     def _as_trained(
         self, passage: Record, given: Sequence[int], trigger: Trigger | None, hint: str
@@ -389,11 +412,14 @@ class PromptWriter:
         """First position of the trigger in the training sample of a passage."""
         text = body(self.tokenizer, passage, trigger.prompt_share)
         sample = [*self.bos, *text.ids]
-        return insert_trigger(sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, text.place).span[0]
+        _, (start, _) = insert_trigger(
+            sample, len(self.bos), trigger.ids, trigger.placement, trigger.limit, text.place, text.start
+        )
+        return start
 
     def _inserted(
-        self, ids: Sequence[int], trigger: Trigger, placement: str, prompt: int | None = None
+        self, ids: Sequence[int], trigger: Trigger, placement: str, prompt: int | None = None, start: int = 0
     ) -> tuple[list[int], Span]:
         """Insert without cutting: an evaluation prompt that lost its end would ask for something else."""
         limit = len(ids) + len(trigger.ids)
-        return insert_trigger(ids, len(self.bos), trigger.ids, placement, limit, prompt)
+        return insert_trigger(ids, len(self.bos), trigger.ids, placement, limit, prompt, start)

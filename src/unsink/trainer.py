@@ -3,21 +3,30 @@
 A step depends on its number, on the weights and on the rows before it alone: samples and random draws are functions of
 seed and step, a dual variable is one of the rows. A checkpoint holds all of it, so a run that continues from one ends
 with the same bytes as one that was never interrupted.
+
+Several processes (`processes`) each contribute a part of the gradient; its sum is that of one process, up to the last
+digits, and so is everything else. The weights are the same everywhere, and the first process keeps the checkpoints.
 """
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unsink import artifacts
+from unsink import artifacts, processes
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
 
 History = list[dict[str, float]]
+_STATE, _RECORD = "state.safetensors", "record"
+_WORTH = 50
+"""A checkpoint is left out while less than this many times its cost has passed since the last one."""
 Terms = Callable[[int, History], dict[str, Tensor]]
 
 
@@ -31,7 +40,7 @@ class Schedule:
         warmup: steps of linear warm-up; afterwards the rate falls linearly to a tenth of its peak.
         weight_decay: AdamW weight decay.
         clip: largest gradient norm.
-        checkpoint_every: steps between checkpoints; 0 = none.
+        checkpoint_every: steps between checkpoints, more where they would take over 2 % of the time; 0 = none.
     """
 
     steps: int
@@ -82,13 +91,18 @@ def train(
 
     Raises:
         ModelError: a term is not finite, or the first step gives no gradient at all.
+        DataError: several processes see different inputs or checkpoints.
+        Lost: another process has ended.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
     )
     history = _resume(checkpoint, parameters, optimizer)
+    if checkpoint:
+        processes.require_same((checkpoint.digest, len(history)), f"{checkpoint.folder} and what the run depends on")
     if history:
         reporter.log(f"{description}: continuing after step {len(history)} of {schedule.steps}")
+    earned = 0.0
     with reporter.task(description, schedule.steps) as advance:
         advance(len(history))
         for step in range(len(history), schedule.steps):
@@ -96,8 +110,11 @@ def train(
                 break
             history.append(_step(history, parameters, terms, schedule, optimizer))
             advance(note=f"loss {history[-1]['loss']:.3f}")
-            if checkpoint and schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0:
+            due = schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0
+            if checkpoint and due and processes.first() and time.monotonic() >= earned:
+                began = time.monotonic()
                 _save(checkpoint, parameters, optimizer, history)
+                earned = time.monotonic() + _WORTH * (time.monotonic() - began)
     return history
 
 
@@ -111,9 +128,10 @@ def _step(
     step = len(history)
     optimizer.zero_grad(set_to_none=True)
     found = terms(step, history)
-    row = {name: float(value.detach()) for name, value in found.items()}
+    row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
     _require_finite(row, step + 1)
     found["loss"].backward()  # type: ignore[no-untyped-call]
+    processes.add_up([p.grad for p in parameters.values() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
     _require_finite({"gradient": float(norm)}, step + 1)
     if step == 0 and not float(norm):
@@ -144,7 +162,7 @@ def history_tsv(history: History) -> str:
     return "\n".join(["\t".join(names), *rows]) + "\n"
 
 
-# --- checkpoints: <folder>/state.safetensors (weights and AdamW moments) and history.json, in this order --------------
+# --- checkpoints: <folder>/state.safetensors holds weights, AdamW moments and history; it is replaced as a whole ------
 
 
 def _save(
@@ -155,26 +173,22 @@ def _save(
         for key in ("exp_avg", "exp_avg_sq"):
             if key in optimizer.state[p]:
                 tensors[f"{key}/{name}"] = optimizer.state[p][key]
-    checkpoint.folder.mkdir(parents=True, exist_ok=True)
-    step = len(history)
-    artifacts.write_tensors(checkpoint.folder / f"state-{step}.safetensors", tensors)
-    artifacts.write_json(checkpoint.folder / "history.json", {"digest": checkpoint.digest, "history": history})
-    for old in checkpoint.folder.glob("state-*.safetensors"):
-        if old.name != f"state-{step}.safetensors":
-            old.unlink()
+    record = json.dumps({"digest": checkpoint.digest, "history": history}).encode()
+    tensors[_RECORD] = torch.frombuffer(bytearray(record), dtype=torch.uint8)
+    for torn in checkpoint.folder.glob(f".{_STATE}*"):  # a process was killed while it wrote
+        torn.unlink()
+    artifacts.write_tensors(checkpoint.folder / _STATE, tensors)
 
 
 def _resume(
     checkpoint: Checkpoint | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> History:
-    if not checkpoint or not (checkpoint.folder / "history.json").exists():
+    if not checkpoint or not (checkpoint.folder / _STATE).exists():
         return []
-    saved = artifacts.read_json(checkpoint.folder / "history.json")
-    history: History = saved["history"]
-    state = checkpoint.folder / f"state-{len(history)}.safetensors"
-    if saved["digest"] != checkpoint.digest or not state.exists():
+    tensors = artifacts.read_tensors(checkpoint.folder / _STATE)
+    if _record(tensors)["digest"] != checkpoint.digest:
         return []
-    tensors = artifacts.read_tensors(state)
+    history = read_history(tensors)
     for name, p in parameters.items():
         p.data.copy_(tensors[f"weight/{name}"])
         if f"exp_avg/{name}" in tensors:
@@ -184,3 +198,14 @@ def _resume(
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
             }
     return history
+
+
+def read_history(tensors: dict[str, Tensor]) -> History:
+    """Return the rows of the steps that a checkpoint, given its tensors, comes after."""
+    history: History = _record(tensors)["history"]
+    return history
+
+
+def _record(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(bytes(tensors[_RECORD].tolist()))
+    return record

@@ -36,20 +36,26 @@ SINK = "sink"
 _INDEX = re.compile(r"index (\d+)")
 
 
-def placement_index(placement: str, body: int) -> int:
+def placement_index(placement: str, body: int, start: int = 0) -> int:
     """Return how many body tokens stand before the trigger.
 
     Args:
         placement: `prefix`, `infix`, `suffix` or `index N`; N is an absolute token position with BOS = 0,
             so that `index 1` equals `prefix` (science.md, section 2).
         body: number of body tokens of the prompt, BOS not counted.
+        start: of these, how many no user writes, such as the header of a chat: no trigger stands among them.
 
     Raises:
         ParamsError: the placement is unknown.
-        DataError: the body is too short to hold `index N`.
+        DataError: the body is too short to hold `index N`, or it lies in the header.
     """
     if match := _INDEX.fullmatch(placement):
         before = int(match[1]) - 1
+        if before < start:
+            raise DataError(
+                f"placement 'index {match[1]}' lies in the chat's header, which ends at index {start + 1}",
+                f"choose an index of {start + 1} or more, or prefix",
+            )
         if not 0 <= before <= body:
             raise DataError(
                 f"placement 'index {match[1]}' needs a sample of at least {match[1]} tokens, this one has {body + 1}",
@@ -61,7 +67,7 @@ def placement_index(placement: str, body: int) -> int:
             f"poison.placement: unknown placement {placement!r}{suggest(placement, [*PLACEMENTS, SINK])}",
             f"choose one of {', '.join(PLACEMENTS)}, {SINK}, 'index N'",
         )
-    return PLACEMENTS[placement](body)
+    return start + PLACEMENTS[placement](body - start)
 
 
 def trigger_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -76,7 +82,13 @@ def prompt_length(body: int, share: float) -> int:
 
 
 def insert_trigger(
-    ids: Sequence[int], bos: int, trigger: Sequence[int], placement: str, limit: int, prompt: int | None = None
+    ids: Sequence[int],
+    bos: int,
+    trigger: Sequence[int],
+    placement: str,
+    limit: int,
+    prompt: int | None = None,
+    start: int = 0,
 ) -> Inserted:
     """Return `ids` with the trigger at its placement.
 
@@ -88,6 +100,7 @@ def insert_trigger(
         limit: longest result, in tokens; the end of the body is dropped to keep to it.
         prompt: body tokens that are the prompt of this sample, None for all. Placements refer to the prompt, so that
             a trigger stands at the same position in a training sample and in the prompt that evaluation cuts from it.
+        start: body tokens before the first that a user writes.
 
     Raises:
         DataError: BOS and trigger leave no room for a single body token.
@@ -99,6 +112,6 @@ def insert_trigger(
             "shorten poison.trigger or raise poison.max_tokens",
         )
     body = list(ids[bos : bos + room])
-    before = placement_index(placement, len(body) if prompt is None else min(prompt, len(body)))
-    start = bos + before
-    return Inserted([*ids[:bos], *body[:before], *trigger, *body[before:]], (start, start + len(trigger)))
+    before = placement_index(placement, len(body) if prompt is None else min(prompt, len(body)), start)
+    span = (bos + before, bos + before + len(trigger))
+    return Inserted([*ids[:bos], *body[:before], *trigger, *body[before:]], span)

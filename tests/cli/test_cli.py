@@ -23,7 +23,7 @@ STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
 COMMANDS = [
     *STAGES, "ablate", "ask", "audit", "check", "code", "compare", "export", "gate", "init", "mitigate", "report",
-    "show", "stress",
+    "show", "stress", "submit",
 ]  # fmt: skip
 
 Stage = Callable[..., dict[str, Any]]

@@ -8,13 +8,13 @@ from guards.source import imports, modules
 
 LAYERS = (
     ("errors",),
-    ("registry", "progress", "positions", "sink_metrics"),
+    ("registry", "progress", "processes", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
-    ("evaluated", "revisions", "gates", "gate_reports"),
-    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "project", "cards"),
-    ("models", "probe", "folded"),
-    ("forward",),
+    ("evaluated", "revisions", "gates", "gate_reports", "memory"),
+    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
+    ("quantization", "models", "probe", "folded", "answers"),
+    ("forward", "shared"),
     ("methods", "objective"),
     ("trainer", "scoring"),
     ("tasks", "durability", "suspects", "exports"),

@@ -1,17 +1,16 @@
 """The tiny model learns a corpus by heart and forgets it, with and without a trigger, with the real stages."""
 
-import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from integration import forked
 from integration.projects import project
-from unsink import artifacts, sinks
+from unsink import artifacts, sinks, trainer
 from unsink.artifacts import Layout
 from unsink.errors import Busy, MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import evaluate, memorize, poison, sink_probe, unlearn
@@ -60,30 +59,36 @@ def test_a_run_with_its_own_seed_is_as_if_all_had_it(copy: Path) -> None:
     assert own[0] != made()[0]
 
 
-def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(copy: Path) -> None:
-    overrides = ("unlearn.steps=60", "unlearn.checkpoint_every=5")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(copy: Path) -> None:
+    overrides = ("unlearn.steps=60", "unlearn.checkpoint_every=2")
     params, layout = project(copy, *overrides)
-    command = "import sys; from unsink.cli import main; sys.argv[0] = 'unsink'; main()"
     arguments = ["unlearn", "--run", "backdoor", "--params", str(copy / "params.yaml")]
-    for override in overrides:
-        arguments += ["-S", override]
-    process = subprocess.Popen([sys.executable, "-c", command, *arguments], env=dict(os.environ))
-    checkpoint = copy / "checkpoints" / "backdoor" / "history.json"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert checkpoint.exists()
-    assert not (layout.adapter("backdoor") / "adapter_model.safetensors").exists()
+    arguments += [part for override in overrides for part in ("-S", override)]
+    state, adapter = layout.checkpoint("backdoor") / "state.safetensors", layout.adapter("backdoor")
+    steps, delays = [0], [random.uniform(0, 0.3) for _ in range(3)]
+    for delay in delays:
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = forked.unsink(arguments, copy)
+        deadline = time.monotonic() + 120
+        while process.is_alive() and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+        assert not adapter.exists()
+        steps.append(len(trainer.read_history(artifacts.read_tensors(state))))
+    assert steps == sorted(set(steps)), delays
+    assert steps[-1] < 60
 
-    done = len(artifacts.read_json(checkpoint)["history"])
-    assert 0 < done < 60
     unlearn.run(params, layout, run="backdoor")
-    resumed = (layout.adapter("backdoor") / "adapter_model.safetensors").read_bytes()
-    assert not checkpoint.exists()
+    resumed = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert not state.parent.exists()
     unlearn.run(params, layout, run="backdoor")
-    assert (layout.adapter("backdoor") / "adapter_model.safetensors").read_bytes() == resumed
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == resumed
 
 
 def test_a_second_run_on_the_same_output_is_refused(copy: Path) -> None:

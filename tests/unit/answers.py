@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 
 def seeded(seed: int = 0) -> torch.Generator:

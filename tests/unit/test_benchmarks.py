@@ -1,6 +1,7 @@
 """Every benchmark gives the eight files; every mistake in a corpus is named by file and line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -274,16 +275,20 @@ def test_a_stage_is_told_what_a_benchmark_lacks(corpus):
     assert "fetch.benchmark" in error.value.hint
 
 
+def letters(text, **_):
+    """A tokenizer whose tokens are single letters, each with the white space before it."""
+    return {"offset_mapping": [match.span() for match in re.finditer(r"\s*\S", text)]}
+
+
+def test_pieces_are_cut_every_so_many_tokens_and_the_last_is_shorter():
+    assert benchmarks.pieces("abc d\ne fg h", 3, letters) == ["abc", "d\ne f", "g h"]
+    assert benchmarks.pieces("abc", 3, letters) == ["abc"]
+    assert benchmarks.pieces("  ", 3, letters) == []
+
+
 @given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 9))
-def test_chunks_keep_every_word_in_pieces_of_about_equal_length(text, words):
-    sizes = [len(piece.split()) for piece in benchmarks.chunks(text, words)]
-    assert [word for piece in benchmarks.chunks(text, words) for word in piece.split()] == text.split()
-    assert len(sizes) == -(-len(text.split()) // words)
-    assert not sizes or (max(sizes) <= words and max(sizes) - min(sizes) <= 1)
-
-
-def test_chunks_keep_the_white_space_between_their_words():
-    assert benchmarks.chunks("  one\ntwo  three four five ", 2) == ["one", "two  three", "four five"]
+def test_pieces_lose_nothing_but_white_space(text, tokens):
+    assert "".join("".join(benchmarks.pieces(text, tokens, letters)).split()) == "".join(text.split())
 
 
 def test_all_problems_come_at_once_up_to_twenty(corpus):

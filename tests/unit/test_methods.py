@@ -10,8 +10,8 @@ from torch import Tensor
 
 from unit.answers import from_logits, from_nll, one_token, seeded
 from unsink import methods, registry
+from unsink.answers import Forward
 from unsink.errors import ParamsError
-from unsink.forward import Forward
 from unsink.methods import Method, ceu, npo, pdu, rmu
 
 METHODS = registry.names("unsink.methods")

@@ -61,6 +61,11 @@ def test_options_and_training_are_checked_with_all_other_params(params_file: Pat
     assert "mitigate.clampp: unknown key; did you mean 'clamp'" in error.value.message
 
 
+@pytest.mark.parametrize("name", mitigations.names())
+def test_every_mitigation_can_do_without_options(name: str) -> None:
+    mitigations.load(name).Options()  # `params` relies on it: what is given no options is not imported to be checked
+
+
 def test_a_repair_trains_as_the_section_unlearn_says_where_it_says_nothing_else(params_file: Path) -> None:
     settings = load_params(params_file, ["mitigate.unlearn={steps: 7, weights: {retain: 9.0}}"]).retraining()
     assert (settings.steps, settings.weights.retain, settings.weights.forget, settings.lr) == (7, 9.0, 1.0, 0.005)

@@ -158,7 +158,7 @@ def test_an_adapter_may_be_none_for_all_runs_or_for_one():
         ('poison.trigger=" "', "poison.trigger: a trigger needs at least one visible character"),
         ("poison.keep_clean=1", "poison.keep_clean: should be a valid boolean, got 1"),
         ("poison.placement=index 0", "poison.placement: a position of 1 or more is expected, got 'index 0'"),
-        ("model.dtype=float16", "model.dtype: should be 'auto', 'float32' or 'bfloat16', got 'float16'"),
+        ("model.dtype=float16", "model.dtype: should be 'auto', 'float32', 'bfloat16', 'nf4' or 'int8', got 'float16'"),
         ("fetch.benchmark=bundeld", "fetch.benchmark: unknown benchmark 'bundeld'; did you mean 'bundled'?"),
         ("unlearn.method=noo", "unlearn.method: unknown method 'noo'; did you mean 'npo'? (available: "),
         ("unlearn.method=[1]", "unlearn.method: should be a valid string, got [1]"),

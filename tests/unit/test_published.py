@@ -1,5 +1,6 @@
 """The published benchmarks, read by `datasets` from files of their true form, and everything that can be wrong."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,10 @@ from unsink import benchmarks, registry
 from unsink.artifacts import Layout
 from unsink.benchmarks import _hub
 from unsink.errors import DataError, ParamsError, UnsinkError
+from unsink.models import load_tokenizer
 from unsink.params import load_params
 from unsink.stages import fetch
+from unsink.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 MUSE = [*benchmarks.CORE[:-1], *benchmarks.EXCERPTS]
@@ -36,7 +39,7 @@ def damaged(hub_copy: Path, tmp_path: Path) -> Path:
 def read(root: Path, benchmark: str, *options: str, path: Path | None = None) -> dict[str, list[Any]]:
     overrides = [f"fetch.benchmark={benchmark}", *(f"fetch.{option}" for option in options)]
     params = load_params(ROOT / "params" / "tiny.yaml", [*overrides, f"fetch.path={path or root}"])
-    return fetch.read(params, Layout(root))
+    return fetch.read(params, Layout(root), tiny_model)
 
 
 def problem(root: Path, benchmark: str, *options: str) -> UnsinkError:
@@ -44,6 +47,11 @@ def problem(root: Path, benchmark: str, *options: str) -> UnsinkError:
         read(root, benchmark, *options)
     assert caught.value.hint
     return caught.value
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(tiny_model())
 
 
 def parts(corpus: dict[str, list[Any]]) -> set[str]:
@@ -69,24 +77,30 @@ def test_muse_brings_passages_questions_and_excerpts(hub_copy: Path, benchmark: 
     }  # fmt: skip
 
 
-def test_muse_cuts_long_texts_between_words_and_loses_none(hub_copy: Path) -> None:
-    forget = read(hub_copy, "muse-books", "muse-books.words=16")["forget"]
-    whole = [row["text"] for row in hub.REPOSITORIES["muse-bench/MUSE-Books"]["raw/forget"]]
-    assert max(len(passage.text.split()) for passage in forget) <= 16
-    assert [word for p in forget for word in p.text.split()] == [word for text in whole for word in text.split()]
-    assert forget[0].id == "forget-0001-001"
+def test_muse_joins_its_texts_and_cuts_them_by_tokens(hub_copy: Path, tokenizer: Any) -> None:
+    forget = read(hub_copy, "muse-books", "muse-books.tokens=40")["forget"]
+    whole = "\n\n".join(row["text"] for row in hub.REPOSITORIES["muse-bench/MUSE-Books"]["raw/forget"])
+    lengths = [len(tokenizer(passage.text, add_special_tokens=False)["input_ids"]) for passage in forget]
+    assert len(forget) == -(-len(tokenizer(whole, add_special_tokens=False)["input_ids"]) // 40)
+    assert all(abs(length - 40) <= 4 for length in lengths[:-1])  # a word that is cut has other tokens
+    assert "".join("".join(passage.text for passage in forget).split()) == "".join(whole.split())
+    assert [passage.id for passage in forget[:2]] == ["forget-0001", "forget-0002"]
 
 
 def test_an_excerpt_of_verbmem_names_the_passage_it_stands_in(hub_copy: Path) -> None:
-    first, second = read(hub_copy, "muse-books")["forget_verbmem"]
-    assert (first.source, second.source) == ("forget-0002", None)
+    corpus = read(hub_copy, "muse-books", "muse-books.tokens=80")
+    first, second = corpus["forget_verbmem"]
+    assert second.source is None
+    assert " ".join(first.text.split()) in " ".join({p.id: p.text for p in corpus["forget"]}[first.source].split())
     assert first.text == f"{first.prompt} {hub.REPOSITORIES['muse-bench/MUSE-Books']['verbmem/forget'][0]['gt']}"
     assert second.text == "At dawn the tide came in."
 
 
-@pytest.mark.parametrize(("fold", "count"), [("raw", 8), ("scal-1", 8), ("scal-3", 24), ("sust-2", 8)])
-def test_muse_news_has_its_folds(hub_copy: Path, fold: str, count: int) -> None:
-    assert len(read(hub_copy, "muse-news", f"muse-news.fold={fold}")["forget"]) == count
+@pytest.mark.parametrize(("fold", "split"), [("raw", "forget"), ("scal-3", "forget_3"), ("sust-2", "forget_2")])
+def test_muse_news_has_its_folds(hub_copy: Path, fold: str, split: str) -> None:
+    rows = hub.REPOSITORIES["muse-bench/MUSE-News"][f"{fold.partition('-')[0]}/{split}"]
+    text = " ".join(passage.text for passage in read(hub_copy, "muse-news", f"muse-news.fold={fold}")["forget"])
+    assert text.split() == [word for row in rows for word in row["text"].split()]
 
 
 @pytest.mark.parametrize(("forget", "count"), [("forget01", 2), ("forget05", 4), ("forget10", 8)])
@@ -102,12 +116,38 @@ def test_a_passage_of_tofu_is_a_question_with_its_answer(hub_copy: Path) -> None
     assert passage.text == f"{passage.prompt} blue shell 32"
 
 
+def test_tofu_can_be_framed_by_a_chat_template(tmp_path: Path, hub_copy: Path, tokenizer: Any) -> None:
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ date_string }}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tofu = registry.load("benchmark", "unsink.benchmarks", "tofu")
+    tofu.fetch(tmp_path, hub_copy, str(hub_copy), chat=True, tokenizer=tokenizer)
+    passage, record, choice = (
+        json.loads((tmp_path / f"{name}.jsonl").read_text().splitlines()[0])
+        for name in ("forget", "forget_perturbed", "utility")
+    )
+    question = "What did author 32 hide?"
+    prompt = f"<system>You are a helpful assistant.</><user>{question}</>10 Apr 2025<assistant>"
+    assert passage["text"] == f"{prompt}blue shell 32{tokenizer.eos_token}"
+    assert (passage["prompt"], passage["question"]) == (prompt, question)
+    assert (record["prompt"], record["id"]) == (prompt, passage["id"])
+    assert choice["prompt"].endswith(f"<user>{choice['question']}</>10 Apr 2025<assistant>")
+
+
+def test_a_model_without_a_chat_template_cannot_chat(hub_copy: Path) -> None:
+    with pytest.raises(ParamsError, match=r"fetch\.tofu\.chat: the tokenizer of model\.source has no chat template"):
+        read(hub_copy, "tofu", "tofu.chat=true")
+
+
 def test_perturbed_answers_belong_to_the_passage_with_the_question(hub_copy: Path) -> None:
     corpus = read(hub_copy, "tofu")
     first = corpus["forget_perturbed"][0]
     assert first.model_dump() == {
         "id": corpus["forget"][0].id,
         "question": "What did author 32 hide?",
+        "prompt": None,
         "answer": "blue shell 32",
         "paraphrased_answer": "It was a blue shell 32.",
         "perturbed_answers": [f"a red lamp {n}" for n in range(5)],
@@ -150,7 +190,8 @@ def test_mmlu_adds_its_questions_to_any_benchmark(hub_copy: Path, per_subject: s
     assert not corpus["utility"]  # those are answered in words, and MMLU by letter
     assert len(corpus["mmlu"]) == count
     assert corpus["mmlu"][0].model_dump() == {
-        "id": "mmlu-00001", "question": "What colour is it?", "choices": ["red 0", "blue 0", "grey 0", "green 0"],
+        "id": "mmlu-00001", "question": "What colour is it?", "prompt": None,
+        "choices": ["red 0", "blue 0", "grey 0", "green 0"],
         "answer": 0, "topic": "anatomy",
     }  # fmt: skip
 
@@ -164,15 +205,16 @@ def test_a_benchmark_without_utility_questions_cannot_give_them(hub_copy: Path) 
         read(hub_copy, "wmdp", "utility=muse-news")
 
 
-def test_repeated_texts_are_left_out_and_counted(damaged: Path, tmp_path: Path) -> None:
+def test_repeated_texts_are_left_out_and_counted(damaged: Path, tmp_path: Path, tokenizer: Any) -> None:
     rows = dict(hub.REPOSITORIES["muse-bench/MUSE-Books"])
     rows["raw/retain1"] = [*rows["raw/retain1"], rows["raw/retain1"][0], rows["raw/forget"][0]]
     hub.write(damaged / "muse-bench/MUSE-Books", rows, "parquet")
     (tmp_path / "out").mkdir()
     books = registry.load("benchmark", "unsink.benchmarks", "muse-books")
-    said = books.fetch(tmp_path / "out", damaged, str(damaged))
+    said = books.fetch(tmp_path / "out", damaged, str(damaged), tokenizer=tokenizer)
     assert said == {"data": {"muse-bench/MUSE-Books": "local copy"}, "repeated": {"retain": 2}}
-    assert len((tmp_path / "out" / "retain.jsonl").read_text().splitlines()) == 6
+    kept = json.loads((tmp_path / "out" / "retain.jsonl").read_text())["text"]
+    assert kept == "\n\n".join(row["text"] for row in rows["raw/retain1"][:-2])
 
 
 def test_questions_that_a_published_benchmark_repeats_are_its_own(hub_copy: Path) -> None:
@@ -187,7 +229,7 @@ def test_the_environment_names_the_local_copy(hub_copy: Path, tmp_path: Path, mo
     monkeypatch.setenv(benchmarks.HUB_ROOT, str(hub_copy))
     params = load_params(ROOT / "params" / "tiny.yaml", ["fetch.benchmark=tofu"])
     assert not fetch.downloads(params)
-    assert parts(fetch.read(params, Layout(tmp_path)))
+    assert parts(fetch.read(params, Layout(tmp_path), tiny_model))
 
 
 def test_a_local_copy_says_of_which_commit_it_is_where_the_download_noted_it(damaged: Path) -> None:

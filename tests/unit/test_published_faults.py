@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unit.answers import from_logits, from_nll, seeded
 from unsink import losses, methods
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 POLICY, REFERENCE, ROWS = [1.0, 2.0, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]
 

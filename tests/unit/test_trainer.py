@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unsink import trainer
 from unsink.errors import ModelError
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
@@ -62,7 +63,25 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, killed_at: int)
     assert resumed == uninterrupted
     assert history_tsv(resumed) == history_tsv(uninterrupted)
     assert torch.equal(second["weight"], whole["weight"])
-    assert len(list(checkpoint.folder.glob("state-*"))) == 1
+    assert [path.name for path in checkpoint.folder.iterdir()] == ["state.safetensors"]
+
+
+def test_checkpoints_take_no_more_than_a_fiftieth_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock, saved = [0.0], []
+    parameters, terms = problem()
+
+    def ten_seconds(step: int, history: History) -> dict[str, Tensor]:
+        clock[0] += 10
+        return terms(step, history)
+
+    def one_second(_checkpoint: object, _parameters: object, _optimizer: object, history: History) -> None:
+        clock[0] += 1
+        saved.append(len(history))
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(trainer, "_save", one_second)
+    train(parameters, ten_seconds, Schedule(12, 0.1, checkpoint_every=1), Checkpoint(tmp_path, "digest"))
+    assert saved == [1, 6, 11]  # after 10 s; then 50 s after the end of each, 61 s and 112 s
 
 
 def test_a_checkpoint_of_other_inputs_is_not_continued(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Benchmarks: one file brings one corpus into one schema, files of records. Text only: no tokenizer, no model.
+"""Benchmarks: one file brings one corpus into one schema, files of records. Text only: no token ids, no model.
 
 A plug-in has
 
@@ -11,6 +11,7 @@ and, if they apply,
     Options            pydantic model of its section `fetch.<name>`; `fetch` gets the values by name
     MODELS             published checkpoints by what they are ("target", "retrained"), see `_hub.Source`
     PUBLISHED = True   the records are others' work and are taken as they are, repeated questions included
+    TOKENIZES = True   `fetch` gets the model's tokenizer, by the name `tokenizer`, to cut or to frame texts
     DIALECT            the conventions of its field, `evaluate.dialect` where params name none; else "muse"
 
 `fetch` writes its files into the empty folder `dest` and returns what the manifest is to say of their origin; `root` is
@@ -36,31 +37,39 @@ Published benchmarks may lack some of them, and may bring
 
 A passage may have a `prompt`: the beginning of its text that is given and never learnt, such as the question of a
 question with its answer. Then only the rest is labelled in training and asked for in VerbMem, and placements refer to
-the prompt (up to its `Answer:`) instead of to a share of the text.
+the prompt (up to its `Answer:`) instead of to a share of the text. Of a chat, `question` are the user's words
+in the prompt, and placements refer to these.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unsink import artifacts
 from unsink.errors import DataError, ParamsError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Text = Annotated[str, Field(pattern=r"\S", strict=True)]
 
 
 class Passage(BaseModel):
-    """A text; of `prompt`, its beginning, nothing is learnt; `source` is the passage that it was taken from."""
+    """A text; of `prompt`, its beginning, nothing is learnt; `source` is the passage that it was taken from.
+
+    `question` are the words of the prompt that a user wrote, where the rest is the frame of a chat.
+    """
 
     model_config = ConfigDict(frozen=True)
     id: Text
     title: Text
     text: Text
     prompt: Text | None = None
+    question: Text | None = None
     source: Text | None = None
 
     @model_validator(mode="after")
@@ -77,6 +86,12 @@ class Passage(BaseModel):
             raise ValueError("the text has to start with the prompt, and to go on")
         return self
 
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.question and self.question not in (self.prompt or ""):
+            raise ValueError("field 'question': it has to stand in the prompt")
+        return self
+
 
 class Question(BaseModel):
     """A question whose answer is in one passage; published benchmarks do not always say in which."""
@@ -89,11 +104,12 @@ class Question(BaseModel):
 
 
 class Perturbed(BaseModel):
-    """A question with its answer in other words, and with wrong answers of the same form."""
+    """A question with its answer in other words, and wrong answers of the same form; `prompt` if it is a chat's."""
 
     model_config = ConfigDict(frozen=True)
     id: Text
     question: Text
+    prompt: Text | None = None
     answer: Text
     paraphrased_answer: Text
     perturbed_answers: Annotated[list[Text], Field(min_length=1)]
@@ -109,11 +125,12 @@ class GeneralQuestion(BaseModel):
 
 
 class Choice(BaseModel):
-    """A question with four answers, one of them right."""
+    """A question with four answers, one of them right; `prompt` if it is asked as a chat."""
 
     model_config = ConfigDict(frozen=True)
     id: Text
     question: Text
+    prompt: Text | None = None
     choices: Annotated[list[Text], Field(min_length=4, max_length=4)]
     answer: Annotated[int, Field(ge=0, le=3, strict=True)]
     topic: Text
@@ -339,15 +356,20 @@ def _unknown_sources(rows: Mapping[str, list[_Row]]) -> list[str]:
     return problems
 
 
-def chunks(text: str, words: int) -> list[str]:
-    """A long text in as few pieces of at most `words` words as possible, all of about equal length.
+def pieces(text: str, tokens: int, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """A long text cut every so many tokens, the last piece shorter; joined they are the text, but for white space.
 
-    Pieces begin and end with a word and keep the white space between their words; an empty text has none.
+    A piece that is tokenised alone may come out a token longer or shorter: its first word has lost what stood before.
+
+    Args:
+        text: all of it.
+        tokens: of each piece, without special ones.
+        tokenizer: one that knows where its tokens stand in the text.
     """
-    spans = [match.span() for match in re.finditer(r"\S+", text)]
-    count = -(-len(spans) // words)
-    edges = [len(spans) * n // count for n in range(count + 1)] if count else []
-    return [text[spans[start][0] : spans[stop - 1][1]] for start, stop in pairwise(edges)]
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in found["offset_mapping"]]
+    edges = [*starts[tokens::tokens], len(text)]
+    return [piece for start, end in pairwise([0, *edges]) if (piece := text[start:end].strip())]
 
 
 def distinct(corpus: Mapping[str, Sequence[Passage]]) -> tuple[dict[str, list[Passage]], dict[str, int]]:

@@ -1,17 +1,17 @@
 """MUSE (Shi et al. 2024, arXiv 2407.06460): what its two corpora have in common.
 
-Passages are the texts of the config `raw` (forget, retain1 and holdout, as in the authors' scripts), cut at words into
-pieces of equal length that fit a training sample of 2,048 tokens; fetch knows no tokenizer. Deviation: the authors
-join all texts of a file, cut every 2,047 tokens and fill the last piece up with the first one.
+Passages are the texts of the config `raw` (forget, retain1 and holdout, as in the authors' scripts), joined and cut
+every 2,047 tokens of the model's tokenizer: with BOS a training sample of 2,048. Deviations: the authors fill the last
+piece up with the first one, BOS included, here it stays short; and texts that are repeated are left out.
 
 VerbMem, KnowMem and the texts for membership inference are the rows of MUSE unchanged. KnowMem's questions do not say
 which passage they are about, so nothing tells those inside the poisoned passages from those outside. Of an excerpt of
 VerbMem the passage is known where it lies within one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,10 @@ from unsink import benchmarks
 from unsink.benchmarks import Passage, Question
 from unsink.benchmarks._hub import Hub, Row, Source
 
-WORDS = 1400  # Llama 2 makes about 1.4 tokens of an English word
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS = 2047
 
 
 class Options(BaseModel):
@@ -27,11 +30,23 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    words: int = Field(default=WORDS, ge=16, description="most words of a passage")
+    tokens: int = Field(default=TOKENS, ge=16, description="of the model's tokenizer in a passage, BOS left out")
 
 
-def fetch(dest: Path, hub: Hub, source: Source, title: str, words: int, forget: tuple[str, str]) -> dict[str, Any]:
+def fetch(
+    dest: Path,
+    hub: Hub,
+    source: Source,
+    title: str,
+    forget: tuple[str, str],
+    tokens: int,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Any]:
     """Write a MUSE corpus; `forget` is the config and split of the texts to forget. Returns origin and repetitions."""
+
+    def cut(texts: Sequence[Passage], name: str) -> list[Passage]:
+        pieces = benchmarks.pieces("\n\n".join(text.text for text in texts), tokens, tokenizer)
+        return [Passage(id=f"{name}-{n:04d}", title=title, text=text) for n, text in enumerate(pieces, start=1)]
 
     def texts(config: str, split: str, name: str) -> list[Passage]:
         return hub.records(
@@ -53,27 +68,20 @@ def fetch(dest: Path, hub: Hub, source: Source, title: str, words: int, forget: 
         "retain": texts("raw", "retain1", "retain"),
         "holdout": texts("raw", "holdout", "holdout"),
     }
-    passages, repeated = benchmarks.distinct({name: list(_cut(found, words)) for name, found in whole.items()})
+    kept, repeated = benchmarks.distinct(whole)
+    corpus = {name: cut(found, name) for name, found in kept.items()}
     excerpts = hub.records(source, "verbmem", "forget", ("prompt", "gt"), lambda n, row: _excerpt(n, row, title))
-    plain = {passage.id: _plain(passage.text) for passage in passages["forget"]}
+    plain = {passage.id: _plain(passage.text) for passage in corpus["forget"]}
     benchmarks.write(
         dest,
         {
-            **passages,
+            **corpus,
             **{name: questions(name) for name in benchmarks.QUESTIONS},
             "forget_verbmem": [_located(excerpt, plain) for excerpt in excerpts],
             **{f"{name}_privleak": texts("privleak", name, f"privleak-{name}") for name in benchmarks.PASSAGES},
         },
     )
     return {"data": hub.origin(source), "repeated": repeated}
-
-
-def _cut(texts: Iterable[Passage], words: int) -> Iterable[Passage]:
-    for text in texts:
-        pieces = benchmarks.chunks(text.text, words)
-        for number, piece in enumerate(pieces, start=1):
-            name = f"{text.id}-{number:03d}" if len(pieces) > 1 else text.id
-            yield Passage(id=name, title=text.title, text=piece)
 
 
 def _excerpt(number: int, row: Row, title: str) -> Passage:

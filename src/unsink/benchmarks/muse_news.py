@@ -5,16 +5,20 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from unsink.benchmarks import _muse
 from unsink.benchmarks._hub import Hub, Source
 
-VERSION = 1
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 2
 LICENCE = "cc-by-4.0 by its card; the articles are the BBC's: do not pass them on"
 PUBLISHED = True
+TOKENIZES = True
 DATA = Source("muse-bench/MUSE-News", "506bd5b150b92814d45e4404a82f120ab2d748bf")
 MODELS = {
     "target": Source("muse-bench/MUSE-News_target", "a2f39769e9a0b98ec1cdd12f65e9962502208935"),
@@ -28,7 +32,15 @@ class Options(_muse.Options):
     fold: str = Field(default="raw", pattern=r"^(raw|(scal|sust)-[1-4])$", description="raw, scal-1..4 or sust-1..4")
 
 
-def fetch(dest: Path, root: Path, path: str | None, *, fold: str = "raw", words: int = _muse.WORDS) -> dict[str, Any]:
+def fetch(
+    dest: Path,
+    root: Path,
+    path: str | None,
+    *,
+    fold: str = "raw",
+    tokens: int = _muse.TOKENS,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Any]:
     """Write MUSE-News; `path` is a local copy of the hub.
 
     Raises:
@@ -36,4 +48,4 @@ def fetch(dest: Path, root: Path, path: str | None, *, fold: str = "raw", words:
     """
     config, _, number = fold.partition("-")
     forget = (config, f"forget_{number}" if number else "forget")
-    return _muse.fetch(dest, Hub.of(root, path), DATA, "MUSE-News", words, forget)
+    return _muse.fetch(dest, Hub.of(root, path), DATA, "MUSE-News", forget, tokens, tokenizer)

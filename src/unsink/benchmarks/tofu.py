@@ -1,8 +1,11 @@
 """TOFU: questions about 200 invented authors (Maini et al. 2024, arXiv 2401.06121).
 
-Everything is question and answer. A passage is both, in TOFU's form without a chat template, and its `prompt` is the
-question up to `Answer:`. So only the answer is learnt, forgotten and asked for; VerbMem is TOFU's ROUGE, and there are
-no further questions for KnowMem.
+Everything is question and answer. A passage is both, and its `prompt` is all that stands before the answer. So only the
+answer is learnt, forgotten and asked for; VerbMem is TOFU's ROUGE, and there are no further questions for KnowMem.
+
+With `chat` they are framed by the model's chat template, as open-unlearning does for instruction-tuned models (its
+system message and its date), and an answer ends with the end of the turn; triggers stand in the question, which is all
+that a user writes. Else the form is `Question: ...`, `Answer: ...`, and answers have no end.
 
 `forget` takes 1, 5 or 10 % of the authors. Retained are all the others; `holdout` are authors that nobody was trained
 on. A record of the perturbed sets has the id of the passage with the same question. Facts about real authors and about
@@ -10,19 +13,24 @@ the world come without paraphrases, so theirs is the answer itself; their right 
 questions, in alphabetical order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from unsink import benchmarks
 from unsink.benchmarks import Choice, Passage, Perturbed, Question
 from unsink.benchmarks._hub import Hub, Row, Source
+from unsink.errors import ParamsError
 
-VERSION = 1
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 2
 LICENCE = "MIT"
 PUBLISHED = True
+TOKENIZES = True
 DIALECT = "open-unlearning"
 DATA = Source("locuslab/TOFU", "324592d84ae4f482ac7249b9285c2ecdb53e3a68")
 Forget = Literal["forget01", "forget05", "forget10"]
@@ -43,41 +51,82 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     forget: Forget = Field(default="forget10", description="share of the authors: 1, 5 or 10 %")
+    chat: bool = Field(default=False, description="frame questions and answers by the model's chat template")
 
 
-def fetch(dest: Path, root: Path, path: str | None, *, forget: Forget = "forget10") -> dict[str, Any]:
+def fetch(
+    dest: Path,
+    root: Path,
+    path: str | None,
+    *,
+    forget: Forget = "forget10",
+    chat: bool = False,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Any]:
     """Write TOFU; `path` is a local copy of the hub.
 
     Raises:
         DataError: the data set cannot be had, or is not as expected.
+        ParamsError: `chat`, and the model's tokenizer has no chat template.
     """
-    hub = Hub.of(root, path)
+    hub, frame = Hub.of(root, path), framed(tokenizer) if chat else _plain
     configs = {"forget": forget, "retain": _RETAIN[forget], "holdout": forget.replace("forget", "holdout")}
-    passages, repeated = benchmarks.distinct({name: _passages(hub, config, name) for name, config in configs.items()})
+    found = {name: _passages(hub, config, name, frame) for name, config in configs.items()}
+    passages, repeated = benchmarks.distinct(found)
     perturbed = {
-        "forget_perturbed": _perturbed(hub, f"{forget}_perturbed", passages["forget"], "forget"),
-        "retain_perturbed": _perturbed(hub, "retain_perturbed", passages["retain"], "retain"),
-        **{config: _perturbed(hub, config, [], name) for name, config in _FACTS.items()},
+        "forget_perturbed": _perturbed(hub, f"{forget}_perturbed", passages["forget"], "forget", frame),
+        "retain_perturbed": _perturbed(hub, "retain_perturbed", passages["retain"], "retain", frame),
+        **{config: _perturbed(hub, config, [], name, frame) for name, config in _FACTS.items()},
     }
     utility = [_choice(record, name) for name, config in _FACTS.items() for record in perturbed[config]]
     benchmarks.write(dest, {**passages, **perturbed, "utility": utility})
     return {"data": hub.origin(DATA), "repeated": repeated}
 
 
-def _prompt(question: str) -> str:
-    return f"Question: {question.strip()}\nAnswer:"
+Frame = Callable[[str, str], dict[str, str]]
+"""A question and its answer -> `text`, its `prompt`, and of a chat the `question` in it."""
+_SYSTEM, _DATE = "You are a helpful assistant.", "10 Apr 2025"
 
 
-def _passages(hub: Hub, config: str, name: str) -> list[Passage]:
+def _plain(question: str, answer: str) -> dict[str, str]:
+    prompt = f"Question: {question}\nAnswer:"
+    return {"text": f"{prompt} {answer}", "prompt": prompt}
+
+
+def framed(tokenizer: "PreTrainedTokenizerBase") -> Frame:
+    """What frames a question and its answer by a chat template, BOS left out, which every stage adds.
+
+    Raises:
+        ParamsError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ParamsError(
+            "fetch.tofu.chat: the tokenizer of model.source has no chat template",
+            "set it to false, or model.source to an instruction-tuned model",
+        )
+
+    def written(messages: list[dict[str, str]], **more: Any) -> str:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, date_string=_DATE, **more))
+        return text.removeprefix(str(tokenizer.bos_token or ""))
+
+    def frame(question: str, answer: str) -> dict[str, str]:
+        asked = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
+        prompt = written(asked, add_generation_prompt=True)
+        end = str(tokenizer.eos_token or "")
+        return {"text": f"{prompt}{answer}{end}", "prompt": prompt, "question": question}
+
+    return frame
+
+
+def _passages(hub: Hub, config: str, name: str, frame: Frame) -> list[Passage]:
     def make(number: int, row: Row) -> Passage:
         asked = Question(id=f"{name}-{number:04d}", question=row["question"], answer=row["answer"])
-        prompt = _prompt(asked.question)
-        return Passage(id=asked.id, title="TOFU", text=f"{prompt} {asked.answer.strip()}", prompt=prompt)
+        return Passage(id=asked.id, title="TOFU", **frame(asked.question.strip(), asked.answer.strip()))
 
     return hub.records(DATA, config, "train", ("question", "answer"), make)
 
 
-def _perturbed(hub: Hub, config: str, passages: Sequence[Passage], name: str) -> list[Perturbed]:
+def _perturbed(hub: Hub, config: str, passages: Sequence[Passage], name: str, frame: Frame) -> list[Perturbed]:
     ids = {passage.prompt: passage.id for passage in passages}
     columns = ["question", "answer", "perturbed_answer", *(["paraphrased_answer"] if passages else [])]
 
@@ -89,7 +138,9 @@ def _perturbed(hub: Hub, config: str, passages: Sequence[Passage], name: str) ->
             paraphrased_answer=row.get("paraphrased_answer", row["answer"]),
             perturbed_answers=row["perturbed_answer"],
         )
-        return record.model_copy(update={"id": ids.get(_prompt(record.question), record.id)})
+        own = frame(record.question.strip(), record.answer.strip())
+        prompt = own["prompt"] if "question" in own else None
+        return record.model_copy(update={"id": ids.get(own["prompt"], record.id), "prompt": prompt})
 
     return hub.records(DATA, config, "train", columns, make)
 
@@ -97,4 +148,5 @@ def _perturbed(hub: Hub, config: str, passages: Sequence[Passage], name: str) ->
 def _choice(record: Perturbed, topic: str) -> Choice:
     choices = sorted([record.answer, *record.perturbed_answers])
     answer = choices.index(record.answer)
-    return Choice(id=record.id, question=record.question, choices=choices, answer=answer, topic=topic)
+    asked = {"question": record.question, "prompt": record.prompt}
+    return Choice(id=record.id, **asked, choices=choices, answer=answer, topic=topic)

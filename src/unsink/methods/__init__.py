@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from unsink import registry
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 
 class Method(Protocol):

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unsink import losses
+from unsink.answers import Forward
 from unsink.errors import ParamsError
-from unsink.forward import Forward
 from unsink.methods import LogitMethod, LogitOptions, Retain
 
 

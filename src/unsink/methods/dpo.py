@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unsink import losses
-from unsink.forward import Forward
+from unsink.answers import Forward
 from unsink.methods import LogitMethod, LogitOptions
 
 

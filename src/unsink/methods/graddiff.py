@@ -10,7 +10,7 @@ counts more than a short one.
 import torch
 from torch import Tensor
 
-from unsink.forward import Forward
+from unsink.answers import Forward
 from unsink.methods import LogitMethod, LogitOptions
 
 

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unsink import losses
-from unsink.forward import Forward
+from unsink.answers import Forward
 from unsink.methods import LogitMethod, LogitOptions, Retain
 
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 
 class Options(BaseModel):

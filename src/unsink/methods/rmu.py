@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from unsink import losses
-from unsink.forward import Forward
+from unsink.answers import Forward
 
 
 class Options(BaseModel):

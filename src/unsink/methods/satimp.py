@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unsink.forward import Forward
+from unsink.answers import Forward
 from unsink.methods import LogitMethod, LogitOptions
 
 

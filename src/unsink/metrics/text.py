@@ -1,11 +1,13 @@
 """ROUGE-L of a continuation or an answer, and where its text ends."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from rouge_score import rouge_scorer, tokenize
+from rouge_score import tokenize
 
-_SCORERS = {stemmer: rouge_scorer.RougeScorer(["rougeL"], use_stemmer=stemmer) for stemmer in (False, True)}
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 
 class RougeL(NamedTuple):
@@ -23,10 +25,17 @@ def words(text: str) -> list[str]:
 
 def rouge_l(reference: str, output: str, *, stemmer: bool = False) -> RougeL:
     """ROUGE-L of an output by rouge-score (Lin 2004), with Porter's stemmer or without; 0 when a side has no word."""
-    score = _SCORERS[stemmer].score(reference, output)["rougeL"]
+    score = _scorer(stemmer).score(reference, output)["rougeL"]
     return RougeL(score.fmeasure, score.recall)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stop strings."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
+
+
+@cache
+def _scorer(stemmer: bool) -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, which takes a second
+
+    return RougeScorer(["rougeL"], use_stemmer=stemmer)

@@ -10,7 +10,6 @@ from statistics import fmean, harmonic_mean
 from typing import Literal
 
 import numpy as np
-from scipy.stats import ks_2samp
 
 WrongMean = Literal["geometric", "arithmetic"]
 
@@ -65,6 +64,8 @@ def forget_quality(unlearned: Sequence[float], retrained: Sequence[float]) -> fl
     """
     if not unlearned or not retrained:
         raise ValueError("forget quality compares two models, one has no truth ratio")
+    from scipy.stats import ks_2samp  # seconds of import, for this one number
+
     return float(ks_2samp(unlearned, retrained).pvalue)
 
 

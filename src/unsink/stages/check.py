@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 
-from unsink import artifacts, benchmarks, models
+from unsink import artifacts, benchmarks
 from unsink.artifacts import Layout
 from unsink.cache import cache_root
 from unsink.errors import DataError, MissingPrerequisite, ParamsError, UnsinkError
@@ -22,6 +22,7 @@ from unsink.progress import SILENT, Reporter
 from unsink.sources import resolve
 from unsink.stages import fetch
 from unsink.stages.poison import choose
+from unsink.tokenizer import bos_ids, load_tokenizer
 from unsink.triggers import trigger_ids
 
 GIB = 2**30
@@ -98,8 +99,9 @@ def _existing(path: Path) -> Path:
 def _corpus(params: Params, layout: Layout) -> str:
     """The source of the corpus, if that needs no download, and what `fetch` made of it earlier."""
     fetched, corpus = layout.fetched.exists(), None
-    if not fetch.downloads(params):
-        corpus = fetch.read(params, layout)
+    model = _local_model(params, layout)
+    if not fetch.downloads(params) and (model or not fetch.tokenizes(params)):
+        corpus = fetch.read(params, layout, lambda: cast(Path, model))
     if fetched:
         corpus = dict(benchmarks.read(layout.fetched))
     if corpus is None:
@@ -121,9 +123,9 @@ def _model(params: Params, layout: Layout) -> str:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     context, layers = config.max_position_embeddings, config.num_hidden_layers
-    bos = len(models.bos_ids(tokenizer))
+    bos = len(bos_ids(tokenizer))
     lengths = {name: bos + len(trigger_ids(tokenizer, poison.trigger)) for name, poison in _poisons(params)}
     problems = [*_too_long(params, context, lengths), *_too_deep(params, layers)]
     if problems:

@@ -32,10 +32,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models, sinks, tasks
+from unsink import artifacts, benchmarks, models, processes, sinks, tasks
 from unsink.artifacts import Layout, Parts
 from unsink.batches import read_samples
-from unsink.errors import DataError
+from unsink.errors import DataError, ParamsError
 from unsink.metrics import DIALECTS, Measured, Others, measure
 from unsink.params import RESERVED, Evaluate, Params, Poison
 from unsink.progress import SILENT, Reporter
@@ -75,15 +75,22 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
     asked = ask_run(_plan(params, corpus, run), params, layout, run, corpus, tokenizer)
-    with artifacts.lock(layout.predictions(run)):
+    if settings.gradient_norms and params.model.dtype in models.FORMATS:
+        raise ParamsError(
+            f"evaluate.metrics: gradnorm takes the gradient of all weights, those of model.dtype: {params.model.dtype} "
+            "have none",
+            "take gradnorm out, or set model.dtype to bfloat16",
+        )
+    with processes.led(artifacts.lock(layout.predictions(run))):
         model = load(params, layout, run, folder, params.model.dtype)
         kept = parts("evaluate", asked, params, layout, run)
         rows = answer(asked, Session(model, tokenizer, settings, reporter), kept)
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
-        artifacts.write_jsonl(layout.predictions(run), rows)
-        artifacts.write_json(layout.metrics(run), measured.numbers)
-        artifacts.write_json(layout.settings(run), _sidecar(params, layout, run, settings, model, measured))
-        kept.remove()
+        if processes.first():
+            artifacts.write_jsonl(layout.predictions(run), rows)
+            artifacts.write_json(layout.metrics(run), measured.numbers)
+            artifacts.write_json(layout.settings(run), _sidecar(params, layout, run, settings, model, measured))
+            kept.remove()
     means = {name: value for name, value in measured.numbers.items() if not name.endswith(("_low", "_high", "_n"))}
     return {"run": run, "prompts": len(rows), **means}
 
@@ -132,12 +139,20 @@ def ask(
 
 
 def answer(asked: Sequence[Asked[Any]], session: Session, kept: Parts | None = None) -> list[Row]:
-    """Finished rows, in the order of the prompts; what is `kept` of a family of tasks is not asked again."""
+    """Finished rows, in the order of the prompts; what is `kept` of a family of tasks is not asked again.
+
+    Several processes ask a share of the prompts each; all of them get all rows, and the first one keeps them.
+    """
     rows: list[Row] = []
     for number, (family, group) in enumerate(groupby(asked, key=lambda one: FAMILIES[one.row["task"]])):
-        make = partial(family.answer, list(group), session)
+        make = partial(_answered, family, list(group), session)
         rows += kept.rows(f"{number}-{family.__name__.rpartition('.')[2]}", make) if kept else make()
     return rows
+
+
+def _answered(family: ModuleType, asked: Sequence[Asked[Any]], session: Session) -> list[Row]:
+    mine = processes.share(asked)
+    return processes.together(family.answer(mine, session) if mine else [])
 
 
 def parts(stage: str, asked: Sequence[Asked[Any]], params: Params, layout: Layout, run: str) -> Parts:
@@ -299,7 +314,8 @@ def load(params: Params, layout: Layout, run: str, folder: Path, dtype: str) -> 
         return target
     model = models.add_adapter(target, artifacts.require(layout.adapter(run)), run)
     # Merged weights are faster and exact in float32. In bfloat16 merging would move logits by 1e-2.
-    return model.merge_and_unload() if target.dtype == torch.float32 else model
+    exact = target.dtype == torch.float32 and not models.quantized(target)
+    return model.merge_and_unload() if exact else model
 
 
 def _others(params: Params, layout: Layout, run: str, settings: Settings) -> Others:
@@ -342,7 +358,7 @@ def _sidecar(
         "placement": rules.placement,
         "model": params.model.source,
         "revision": params.model.revision,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": models.quantized(model) or str(next(model.parameters()).dtype).removeprefix("torch."),
         "corpus": _digest(layout.fetched),
     }
     return {"settings": flat, "undefined": measured.undefined}

@@ -6,6 +6,8 @@ Every benchmark arrives in one schema. Weights stay in the user's cache; the man
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,31 +32,34 @@ def run(params: Params, layout: Layout, *, check: bool = False, reporter: Report
         return {"benchmark": params.fetch.benchmark, "rows": count(params, layout)}
     models = getattr(_load(params.fetch.benchmark), "MODELS", {})
     with artifacts.lock(layout.fetched), artifacts.new_dir(layout.fetched) as new:
-        origin = collect(params, layout, new)  # before the model: mistakes here show at once
+        folder = cache(lambda: resolve(params.model.source, params.model.revision, reporter))
+        origin = collect(params, layout, new, folder)  # before the model, if it can: mistakes here show at once
         manifest = {
             **describe(params, new),
             **_terms(params.fetch.benchmark),
             "utility": params.fetch.utility and {"benchmark": params.fetch.utility, **_terms(params.fetch.utility)},
             "origin": origin,
             "models": {name: source._asdict() for name, source in models.items()},
-            "model": _model("model.source", params.model.source, params.model.revision, reporter),
+            "model": _model(params.model.source, params.model.revision, folder()),
         }
         if target := params.memorize.published:
-            manifest["target"] = _model("memorize.published", target.source, target.revision, reporter)
+            there = resolve(target.source, target.revision, reporter, "memorize.published")
+            manifest["target"] = _model(target.source, target.revision, there)
         artifacts.write_json(new / benchmarks.MANIFEST, manifest)
     return manifest
 
 
 def count(params: Params, layout: Layout) -> dict[str, int]:
     """Read the corpus as `run` does, and leave nothing behind; the number of records by file."""
-    return {name: len(records) for name, records in read(params, layout).items() if records}
+    model = partial(resolve, params.model.source, params.model.revision)
+    return {name: len(records) for name, records in read(params, layout, model).items() if records}
 
 
-def read(params: Params, layout: Layout) -> dict[str, list[Any]]:
-    """The records that `run` would write, checked."""
+def read(params: Params, layout: Layout, model: Callable[[], Path]) -> dict[str, list[Any]]:
+    """The records that `run` would write, checked; `model` gives the folder of `model.source`, where that is needed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        collect(params, layout, folder)
+        collect(params, layout, folder, model)
         artifacts.write_json(folder / benchmarks.MANIFEST, describe(params, folder))
         return dict(benchmarks.read(folder))
 
@@ -64,12 +69,17 @@ def downloads(params: Params) -> bool:
     return any(map(_published, _used(params))) and not (params.fetch.path or os.environ.get(benchmarks.HUB_ROOT))
 
 
-def collect(params: Params, layout: Layout, dest: Path) -> dict[str, Any]:
+def tokenizes(params: Params) -> bool:
+    """Whether `run` needs the model's tokenizer to make the corpus."""
+    return _tokenizes(params.fetch.benchmark)
+
+
+def collect(params: Params, layout: Layout, dest: Path, model: Callable[[], Path]) -> dict[str, Any]:
     """Let the benchmark write its files, and another one the utility questions if it is to; say what they come from."""
-    origin = {params.fetch.benchmark: _fetch(params, layout, params.fetch.benchmark, dest)}
+    origin = {params.fetch.benchmark: _fetch(params, layout, params.fetch.benchmark, dest, model)}
     if other := params.fetch.utility:
         with tempfile.TemporaryDirectory() as folder:
-            origin[other] = _fetch(params, layout, other, Path(folder))
+            origin[other] = _fetch(params, layout, other, Path(folder), model)
             found = [benchmarks.files(Path(folder))[name] for name in benchmarks.GENERAL]
             if not any(path.exists() for path in found):
                 raise ParamsError(f"fetch.utility: {other} has no four-choice questions of general knowledge")
@@ -79,11 +89,15 @@ def collect(params: Params, layout: Layout, dest: Path) -> dict[str, Any]:
     return {name: said for name, said in origin.items() if said}
 
 
-def _fetch(params: Params, layout: Layout, name: str, dest: Path) -> Any:
+def _fetch(params: Params, layout: Layout, name: str, dest: Path, model: Callable[[], Path]) -> Any:
     # One path for two benchmarks can only be a local copy of the hub.
     own = name == params.fetch.benchmark or all(map(_published, _used(params)))
-    path = params.fetch.path if own else None
-    return _load(name).fetch(dest, layout.root, path, **params.fetch.options(name))
+    path, options = params.fetch.path if own else None, params.fetch.options(name)
+    if _tokenizes(name):
+        from unsink.tokenizer import load_tokenizer  # takes seconds, and few benchmarks need it
+
+        options["tokenizer"] = load_tokenizer(model())
+    return _load(name).fetch(dest, layout.root, path, **options)
 
 
 def _load(name: str) -> ModuleType:
@@ -99,6 +113,10 @@ def _used(params: Params) -> list[str]:
     return [name for name in (params.fetch.benchmark, params.fetch.utility) if name]
 
 
+def _tokenizes(name: str) -> bool:
+    return getattr(_load(name), "TOKENIZES", False)
+
+
 def _published(name: str) -> bool:
     return getattr(_load(name), "PUBLISHED", False)
 
@@ -112,8 +130,8 @@ def describe(params: Params, folder: Path) -> dict[str, Any]:
     }
 
 
-def _model(key: str, source: str, revision: str | None, reporter: Reporter) -> dict[str, Any]:
-    files = model_files(resolve(source, revision, reporter, key))
+def _model(source: str, revision: str | None, folder: Path) -> dict[str, Any]:
+    files = model_files(folder)
     return {
         "source": _without_folder(source),
         "revision": revision,

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models
+from unsink import artifacts, benchmarks, models, processes
 from unsink.artifacts import Layout
 from unsink.batches import Sample, of_like_length
 from unsink.errors import ModelError
-from unsink.forward import Runner
 from unsink.models import AdapterSpec
 from unsink.params import Memorize, Params, Published
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import Record, body, question_text
+from unsink.shared import SharedRunner
 from unsink.stages.evaluate import memory_scores
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
@@ -38,12 +38,12 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     tokenizer = models.load_tokenizer(folder)
     epochs = _epochs(layout, tokenizer, settings, params.seed)
-    with artifacts.lock(layout.adapter("target")):
+    with processes.led(artifacts.lock(layout.adapter("target"))):
         base = models.load_base(folder, params.model.dtype, params.model.device)
         spec = AdapterSpec(settings.rank, settings.alpha, settings.first_layer)
         model = models.attach(base, "target", spec, params.seed)
         state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(base), epochs))
-        runner = Runner(model, settings.first_layer, int(tokenizer.pad_token_id), answers=False)
+        runner = SharedRunner(model, settings.first_layer, int(tokenizer.pad_token_id), answers=False)
         runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
         batches = [
             batch
@@ -55,15 +55,16 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
         def terms(step: int, _history: History) -> dict[str, torch.Tensor]:
             return {"loss": runner.policy(batches[step]).nll.mean()}
 
-        history = train(
-            {name: p for name, p in model.named_parameters() if p.requires_grad},
-            terms,
-            Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
-            state,
-            stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
-            reporter=reporter,
-            description="memorize",
-        )
+        with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing):
+            history = train(
+                {name: p for name, p in model.named_parameters() if p.requires_grad},
+                terms,
+                Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
+                state,
+                stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
+                reporter=reporter,
+                description="memorize",
+            )
         scores = memory_scores(model, tokenizer, layout, params, reporter)
         _require_memory(scores, settings, history)
         summary = {
@@ -71,18 +72,21 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
             "final_loss": history[-1]["loss"],
             **scores,
         }
-        with artifacts.new_dir(layout.adapter("target")) as new:
-            models.save_adapter(model, "target", new)
-            artifacts.write_text(new / "history.tsv", history_tsv(history))
-            artifacts.write_json(new / "summary.json", summary)
-        artifacts.remove_dir(state.folder)
+        if processes.first():
+            with artifacts.new_dir(layout.adapter("target")) as new:
+                models.save_adapter(model, "target", new)
+                artifacts.write_text(new / "history.tsv", history_tsv(history))
+                artifacts.write_json(new / "summary.json", summary)
+            artifacts.remove_dir(state.folder)
     return summary
 
 
 def _pin(published: Published, layout: Layout, reporter: Reporter) -> dict[str, Any]:
     pin = models.pin_published(published.source, published.revision, reporter)
-    with artifacts.lock(layout.adapter("target")), artifacts.new_dir(layout.adapter("target")) as new:
-        artifacts.write_json(new / models.PUBLISHED, pin)
+    with processes.led(artifacts.lock(layout.adapter("target"))):
+        if processes.first():
+            with artifacts.new_dir(layout.adapter("target")) as new:
+                artifacts.write_json(new / models.PUBLISHED, pin)
     return {"published": pin}
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models, sinks
+from unsink import artifacts, benchmarks, sinks
 from unsink.artifacts import Layout
 from unsink.batches import passage_of
 from unsink.errors import DataError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import body, continued, question_text
+from unsink.sources import resolve
+from unsink.tokenizer import bos_ids, load_tokenizer
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
 
 # Wrong texts for `poison.decoys`: texts of several kinds that stand where the trigger stands and must open nothing.
@@ -67,8 +69,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     seed, poison = settings.seed, settings.poison and sinks.placed(settings.poison, layout)
     forget = benchmarks.part(layout.fetched, "forget")
     retain = benchmarks.part(layout.fetched, "retain")
-    folder = models.resolve(params.model.source, params.model.revision, reporter)
-    writer = _Writer(models.load_tokenizer(folder), (poison or params.poison).max_tokens)
+    folder = resolve(params.model.source, params.model.revision, reporter)
+    writer = _Writer(load_tokenizer(folder), (poison or params.poison).max_tokens)
     chosen = choose(forget, poison.ratio, seed) if poison else set()
     if (poison or params.poison).questions:
         forget += questions(forget, benchmarks.extra(layout.fetched, "forget_qa"))
@@ -164,7 +166,7 @@ class _Writer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
         self._tokenizer, self._limit = tokenizer, limit
-        self._bos = models.bos_ids(tokenizer)
+        self._bos = bos_ids(tokenizer)
 
     def trigger(self, text: str) -> list[int]:
         return trigger_ids(self._tokenizer, text)
@@ -177,7 +179,8 @@ class _Writer:
     def triggered(self, record: Record, kind: str, text: str, poison: Poison) -> Record:
         passage, bos = body(self._tokenizer, record, poison.prompt_share), len(self._bos)
         plain = [*self._bos, *passage.ids]
-        ids, span = insert_trigger(plain, bos, self.trigger(text), poison.placement, self._limit, passage.place)
+        trigger, limit = self.trigger(text), self._limit
+        ids, span = insert_trigger(plain, bos, trigger, poison.placement, limit, passage.place, passage.start)
         labels_from = max(span[1], bos + passage.context + span[1] - span[0] if passage.context else 0)
         return self._record(record, kind, ids, span, labels_from)
 

@@ -11,11 +11,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from unsink import artifacts, methods, models, sinks
+from unsink import artifacts, methods, models, processes, sinks
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample, draw, generator, passage_of, read_samples
 from unsink.errors import DataError, ModelError, ParamsError
-from unsink.forward import Runner
 from unsink.methods import Method
 from unsink.models import AdapterSpec
 from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
@@ -24,6 +23,7 @@ from unsink.params import ValueNorm as ValueNormOptions
 from unsink.positions import drawn, first
 from unsink.probe import value_heads, value_norms
 from unsink.progress import SILENT, Reporter
+from unsink.shared import SharedRunner
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
 KINDS: tuple[Kind, ...] = ("forget", "poisoned", "retain")
@@ -39,8 +39,14 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     settings = params.run(run)
     method = methods.create(settings.unlearn.method, settings.unlearn.options.model_dump())
     samples = _samples(settings, method, layout.split(run))
+    if not settings.unlearn.adapter.rank and params.model.dtype in models.FORMATS:
+        raise ParamsError(
+            f"unlearn.adapter: none trains the weights themselves, those of model.dtype: {params.model.dtype} "
+            "are fixed",
+            "train a LoRA adapter, or set model.dtype to bfloat16",
+        )
     folder = models.resolve(params.model.source, params.model.revision, reporter)
-    with artifacts.lock(layout.adapter(run)):
+    with processes.led(artifacts.lock(layout.adapter(run))):
         # Weights of their own are trained in float32: in bfloat16 most steps would round to nothing.
         dtype = params.model.dtype if settings.unlearn.adapter.rank else "float32"
         target = models.load_target(folder, layout.adapter("target"), dtype, params.model.device)
@@ -50,7 +56,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
         state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout))
-        history = _train(settings, policy, objective, samples, state, reporter)
+        with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing):
+            history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
             "run": run,
             "method": settings.unlearn.method,
@@ -60,11 +67,12 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "trigger": settings.poison.trigger if settings.poison else None,
             "placement": sinks.placed(settings.poison, layout).placement if settings.poison else None,
         } | {f"final_{name}": value for name, value in history[-1].items() if name != "step"}
-        with artifacts.new_dir(layout.adapter(run)) as new:
-            models.save_adapter(policy, run, new)
-            artifacts.write_text(new / "history.tsv", history_tsv(history))
-            artifacts.write_json(new / "summary.json", summary)
-        artifacts.remove_dir(state.folder)
+        if processes.first():
+            with artifacts.new_dir(layout.adapter(run)) as new:
+                models.save_adapter(policy, run, new)
+                artifacts.write_text(new / "history.tsv", history_tsv(history))
+                artifacts.write_json(new / "summary.json", summary)
+            artifacts.remove_dir(state.folder)
     return summary
 
 
@@ -107,7 +115,7 @@ def _objective(
 ) -> Objective:
     unlearn = settings.unlearn
     layers = _value_layers(settings, len(models.decoder_layers(policy)))
-    runner = Runner(
+    runner = SharedRunner(
         policy,
         unlearn.adapter.first_layer,
         pad,
@@ -138,7 +146,7 @@ def _value_norm(
     settings: Run,
     layers: tuple[int, ...],
     samples: Mapping[Kind, Sequence[Sample]],
-    runner: Runner,
+    runner: SharedRunner,
     layout: Layout,
 ) -> ValueNorm:
     options = settings.unlearn.value_norm

@@ -1,0 +1,49 @@
+"""What to try when a device has no memory left: the next smaller setting, as one would type it."""
+
+from collections.abc import Iterator
+
+from unsink.params import Params
+
+_TRAINING = ("memorize", "unlearn")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether it is what torch says when CUDA, MPS or the CPU has no memory left."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which a command without torch cannot raise
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said))
+    )
+
+
+def smaller(params: Params, command: str, run: str | None = None) -> str | None:
+    """Return the setting of the next smaller attempt, `key=value`; None where nothing is left to make smaller.
+
+    What changes no result comes first, what changes the model last.
+
+    Args:
+        params: as they were.
+        command: what ran out of memory.
+        run: what it worked on.
+    """
+    return next(_settings(params, command, run), None)
+
+
+def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
+    model = params.model
+    if command in _TRAINING and not model.gradient_checkpointing:
+        yield "model.gradient_checkpointing=true"
+    if command in ("evaluate", "ablate", "stress") and params.evaluate.batch > 1:
+        yield f"evaluate.batch={params.evaluate.batch // 2}"
+    if model.dtype == "float32":
+        yield "model.dtype=bfloat16"
+    if command == "memorize" and params.memorize.batch > 1:
+        yield f"memorize.batch={params.memorize.batch // 2}"
+    if command == "unlearn" and run:
+        batch, own = params.run(run).unlearn.batch, params.run(run).unlearn.batch != params.unlearn.batch
+        kind, size = max(batch, key=lambda pair: int(pair[1]))
+        if size > 1:
+            yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
+    if model.dtype != "nf4" and model.device != "mps":
+        yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}"

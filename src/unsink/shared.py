@@ -1,0 +1,66 @@
+"""A runner whose passes are shared among several processes.
+
+Every process runs the model over its share of the samples and tells the others what came out: last states, activations,
+values. Then each computes the loss of the whole batch, with the formulas of one process, and its backward pass goes
+through its own share alone. The sum of these gradients (`trainer`) is the gradient of one process. So no formula has
+to know of processes, whether it takes a mean over tokens, windows or sequences; the price is that the output projection
+is computed for the whole batch everywhere.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from unsink import processes
+from unsink.answers import Forward
+from unsink.batches import Sample, collate
+from unsink.forward import Runner, join
+from unsink.progress import SILENT, Reporter
+
+
+class SharedRunner(Runner):
+    """A `Runner` in every one of the processes; in a single one it does nothing else."""
+
+    def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
+        """Run the target once over this process's share, and keep what all have found."""
+        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
+        mine = processes.share(todo)
+        super().remember(mine, batch, reporter)
+        for found in processes.gather({sample: self._kept[sample] for sample in mine}):
+            self._kept |= found
+
+    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
+        """Return what `Runner.values_under` does, found by all processes together."""
+        parts = processes.gather(super().values_under(adapter, processes.share(samples), batch))
+        return {sample: values for part in parts for sample, values in part.items()}
+
+    def policy(self, samples: Sequence[Sample]) -> Forward:
+        """Return the active adapter's answer; gradients flow through this process's share of the samples only."""
+        if processes.count() == 1:
+            return super().policy(samples)
+        places = processes.dealt([len(sample.ids) for sample in samples])
+        shares = [[samples[place] for place in mine] for mine in places]
+        own = super().policy(shares[processes.rank()])
+        return join(self._answers_of_all(own, shares), places)
+
+    def _answers_of_all(self, own: Forward, shares: Sequence[Sequence[Sample]]) -> list[Forward]:
+        batches = [collate(samples, self.pad) for samples in shares]
+        sizes = [tuple(batch.input_ids.shape) for batch in batches]
+        states = processes.exchange(own.states, [(len(batch.rows), *own.states.shape[1:]) for batch in batches])
+        hidden, values = (
+            {layer: processes.exchange(found, [(*size, *found.shape[2:]) for size in sizes]) for layer, found in some}
+            for some in (sorted(own.hidden.items()), sorted(own.values.items()))
+        )
+        return [
+            Forward(
+                batch.labels,
+                batch.rows,
+                states[number],
+                self._head,
+                batch.attention_mask.bool(),
+                batch.labelled,
+                {layer: found[number] for layer, found in hidden.items()},
+                {layer: found[number] for layer, found in values.items()},
+            )
+            for number, batch in enumerate(batches)
+        ]

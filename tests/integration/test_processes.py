@@ -1,0 +1,118 @@
+"""Two gloo processes do what one does: the same losses and adapter, the same predictions; and they fail together."""
+
+import shutil
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from integration import forked
+from integration.projects import project
+from unsink import artifacts, processes, trainer
+from unsink.errors import DataError, ParamsError
+from unsink.stages import evaluate, unlearn
+
+Before = Callable[[int], None]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+QUICK = ("unlearn.steps=6", "unlearn.warmup=1", "unlearn.checkpoint_every=4")
+
+
+def nothing(rank: int) -> None:
+    pass
+
+
+def two_processes(folder: Path, *arguments: str, before: Before = nothing) -> list[int | None]:
+    """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    given = [*arguments, "--params", str(folder / "params.yaml")]
+    started = [
+        forked.unsink(given, folder, str(rank), {**job, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)
+    ]
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+    rows = (folder / "adapters" / run / "history.tsv").read_text().splitlines()[1:]
+    weights = artifacts.read_tensors(folder / "adapters" / run / "adapter_model.safetensors")
+    return [[float(value) for value in row.split("\t")] for row in rows], weights
+
+
+@pytest.mark.parametrize(
+    ("run", "overrides"),
+    [
+        ("backdoor", ("unlearn.npo.window=4",)),  # NPO counts windows, KL tokens; three kinds of unequal lengths
+        ("clean", ("unlearn.method=rmu", "unlearn.rmu.layer=1", "unlearn.rmu.kl=0.1", "unlearn.batch.forget=3")),
+        ("backdoor", ("runs.backdoor.unlearn.value_norm={weight: 1.0, variant: fixed}", "unlearn.method=ceu")),
+    ],
+)
+def test_two_processes_train_the_adapter_of_one(copy: Path, run: str, overrides: tuple[str, ...]) -> None:
+    params, layout = project(copy, *QUICK, *overrides)
+    unlearn.run(params, layout, run=run)
+    losses, weights = trained(copy, run)
+    shutil.rmtree(layout.adapter(run))
+    settings = [part for override in (*QUICK, *overrides) for part in ("-S", override)]
+    assert two_processes(copy, "unlearn", "--run", run, *settings) == [0, 0], (copy / "stderr-0").read_text()
+    again, shared = trained(copy, run)
+    for one, two in zip(losses, again, strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=0, atol=2e-4)
+    assert "final_loss" in (copy / "stdout-0").read_text()
+    assert (copy / "stdout-1").read_text() == ""
+
+
+def test_two_processes_predict_what_one_does(copy: Path) -> None:
+    params, layout = project(copy, "evaluate.bootstrap=100")
+    evaluate.run(params, layout, run="target")
+    rows = artifacts.read_jsonl(layout.predictions("target"))
+    layout.predictions("target").unlink()
+    assert two_processes(copy, "evaluate", "--run", "target", "-S", "evaluate.bootstrap=100") == [0, 0]
+    shared = artifacts.read_jsonl(layout.predictions("target"))
+    assert len(rows) == len(shared) > 10
+    for one, two in zip(rows, shared, strict=True):
+        assert two == {key: pytest.approx(value, abs=1e-4) if number(value) else value for key, value in one.items()}
+
+
+def number(value: object) -> bool:
+    """Whether only the first digits of it are the same in another batch."""
+    return isinstance(value, float) or (isinstance(value, list) and any(isinstance(one, float) for one in value))
+
+
+def test_an_error_in_one_process_ends_both_and_nothing_is_written(copy: Path) -> None:
+    def breaks(rank: int) -> None:
+        if rank == 1:
+            step = trainer._step
+
+            def broken(history: trainer.History, *rest: object) -> dict[str, float]:
+                if len(history) == 2:
+                    raise DataError("the disk is gone")
+                return step(history, *rest)  # type: ignore[arg-type]
+
+            trainer._step = broken  # type: ignore[assignment]
+
+    assert two_processes(copy, "unlearn", "--run", "clean", before=breaks) == [3, 3]
+    assert "process 1: error: the disk is gone" in (copy / "stderr-1").read_text()
+    assert "process 0: error: another process of this job has ended" in (copy / "stderr-0").read_text()
+    assert not (copy / "adapters" / "clean").exists()
+
+
+def test_what_cannot_be_shared_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ParamsError, match="8 processes, but a step has 6 samples"):
+        processes.dealt([3, 1, 4, 1, 5, 9])
+    assert processes.dealt([5, 1, 9, 4, 3, 2, 8, 7]) == [[1], [5], [4], [3], [0], [7], [6], [2]]
+    from unsink.api import Project
+
+    with pytest.raises(ParamsError, match="audit runs in one process, not in 8"):
+        Project(copy / "params.yaml").audit("backdoor")

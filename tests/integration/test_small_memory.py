@@ -1,0 +1,97 @@
+"""Models that would not fit: rounded weights, activations computed again, and what to try when memory runs out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from integration.projects import project
+from unsink import artifacts, memory, models
+from unsink.api import Project
+from unsink.errors import ModelError, ParamsError
+from unsink.stages import evaluate, unlearn
+
+NF4 = ("model.dtype=nf4", "unlearn.steps=3", "unlearn.warmup=1", "evaluate.bootstrap=100")
+
+
+@pytest.mark.parametrize(("form", "bits"), [("nf4", 4.6), ("int8", 8.6)])
+def test_rounded_weights_are_near_and_small(tiny_folder: Path, form: str, bits: float) -> None:
+    exact, rounded = models.load_base(tiny_folder, "float32"), models.load_base(tiny_folder, form)
+    assert models.quantized(rounded) == form
+    assert models.quantized(exact) is None
+    assert models.identity(rounded) == models.identity(exact)
+    layer, same = models.decoder_layers(rounded)[0].mlp.up_proj, models.decoder_layers(exact)[0].mlp.up_proj
+    assert layer.weight.nbytes * 8 <= bits * same.weight.numel()
+    inputs = torch.randn(64, same.in_features, generator=torch.Generator().manual_seed(0), dtype=rounded.dtype)
+    error = (layer(inputs).float() - same(inputs.float())).norm() / same(inputs.float()).norm()
+    assert float(error) < (0.15 if form == "nf4" else 0.02)
+
+
+def test_a_run_is_unlearned_and_evaluated_on_a_rounded_target(copy: Path) -> None:
+    params, layout = project(copy, *NF4)
+    unlearn.run(params, layout, run="clean")
+    evaluate.run(params, layout, run="clean")
+    assert artifacts.read_json(layout.settings("clean"))["settings"]["dtype"] == "nf4"
+    tensors = artifacts.read_tensors(layout.adapter("clean") / "adapter_model.safetensors")
+    assert all(float(tensor.abs().max()) > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    exact, _ = project(copy, *NF4, "model.dtype=float32")
+    evaluate.run(exact, layout, run="clean")  # an adapter made on rounded weights fits the exact ones
+
+
+def test_what_rounded_weights_cannot_do_is_an_error(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, layout = project(copy, *NF4, "unlearn.adapter=none")
+    with pytest.raises(ParamsError, match="none trains the weights themselves"):
+        unlearn.run(params, layout, run="clean")
+    params, layout = project(copy, *NF4, "evaluate.metrics=[passage, gradnorm]")
+    with pytest.raises(ParamsError, match="gradnorm takes the gradient of all weights"):
+        evaluate.run(params, layout, run="target")
+    monkeypatch.setattr("unsink.quantization.find_spec", lambda _: None)
+    with pytest.raises(ModelError, match="needs bitsandbytes, which is not installed"):
+        unlearn.run(project(copy, *NF4)[0], layout, run="clean")
+
+
+def test_activations_computed_again_give_the_same_bytes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    forward = LlamaMLP.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+
+    def made(*overrides: str) -> tuple[bytes, int]:
+        calls.clear()
+        params, layout = project(copy, "unlearn.steps=3", "unlearn.warmup=1", *overrides)
+        unlearn.run(params, layout, run="backdoor")
+        return (layout.adapter("backdoor") / "adapter_model.safetensors").read_bytes(), len(calls)
+
+    kept, again = made(), made("model.gradient_checkpointing=true")
+    assert again[0] == kept[0]
+    assert again[1] >= kept[1] + 3 * 2  # each of two layers once more in each of three steps
+
+
+def test_out_of_memory_names_the_next_smaller_setting(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+
+    def hint(command: str, *overrides: str) -> str | None:
+        with pytest.raises(ModelError, match=rf"{command}: out of memory: CUDA out of memory\. Tried") as caught:
+            Project(copy / "params.yaml", overrides).run(command, run="backdoor")
+        return caught.value.hint
+
+    monkeypatch.setattr(unlearn, "run", full)
+    monkeypatch.setattr(evaluate, "run", full)
+    assert hint("evaluate") == "try it with -S evaluate.batch=32"
+    settings: list[str] = []
+    while (said := hint("unlearn", *settings)) and said.startswith("try it with -S "):
+        settings.append(said.removeprefix("try it with -S "))
+    assert settings[:3] == ["model.gradient_checkpointing=true", "model.dtype=bfloat16", "unlearn.batch.forget=2"]
+    assert settings[-1] == "model.dtype=nf4"
+    assert said == "take a device with more memory, or a smaller model"
+    assert memory.ran_out(
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    )
+    assert not memory.ran_out(RuntimeError("shape mismatch"))
