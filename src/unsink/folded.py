@@ -36,34 +36,38 @@ class _Parts(NamedTuple):
 def folded(model: nn.Module) -> Iterator[None]:
     """Within the block run LoRA layers as one product, where that is exact up to rounding in float32.
 
-    All others are left as they are: of other types than float32, quantised, with dropout or more than one adapter. What
-    is active when the block begins has to stay so until it ends; the backward pass may come later.
+    All others are left as they are: of other types than float32, quantised, with dropout or more than one adapter, or
+    switched off. Which adapter is active may change meanwhile. Where activations are computed again in the backward
+    pass, that has to be within the block, too.
     """
     with ExitStack() as undo:
         for module in model.modules():
-            if parts := _parts(module):
-                module.forward = partial(_run, parts)
-                undo.callback(module.__dict__.pop, "forward")
+            if type(module) is LoraLinear and "forward" not in vars(module):
+                module.forward = partial(_run, module)
+                undo.callback(vars(module).pop, "forward")
         yield
 
 
-def _parts(module: nn.Module) -> _Parts | None:
-    if type(module) is not LoraLinear or module.disable_adapters or module.merged or "forward" in module.__dict__:
-        return None
-    names = [name for name in module.active_adapters if name in module.lora_A]
-    base = module.base_layer
-    if len(names) != 1 or type(base) is not nn.Linear or base.weight.requires_grad or module.fan_in_fan_out:
-        return None
-    (name,) = names
-    a, b = module.lora_A[name], module.lora_B[name]
-    plain = isinstance(module.lora_dropout[name], nn.Identity) and b.bias is None and name not in module.lora_variant
-    if not plain or {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
-        return None
-    return _Parts(base.weight, base.bias, a.weight, b.weight, float(module.scaling[name]))
-
-
-def _run(parts: _Parts, x: Tensor, *_: Any, **__: Any) -> Tensor:
+def _run(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    parts = None if args or kwargs else _parts(layer)
+    if parts is None:
+        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     return _Folded.apply(x, parts.a, parts.b, parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _parts(layer: Any) -> _Parts | None:
+    """What one product takes; None where it would not be the same."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1:
+        return None
+    (name,), base = names, layer.base_layer
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    plain = type(base) is nn.Linear and type(layer.lora_dropout[name]) is nn.Identity and b.bias is None
+    if not plain or base.weight.requires_grad or name in layer.lora_variant:
+        return None
+    if {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
+        return None
+    return _Parts(base.weight, base.bias, a.weight, b.weight, float(layer.scaling[name]))
 
 
 class _Folded(torch.autograd.Function):
@@ -76,7 +80,7 @@ class _Folded(torch.autograd.Function):
         return F.linear(x, parts.whole(), parts.bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = ctx.saved_tensors  # says so if they were changed in place since
         scale = ctx.parts.scale

@@ -18,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from unsink import models
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
-from unsink.folded import folded
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
@@ -185,7 +184,6 @@ class Runner:
         with ExitStack() as stack:
             top = self._last_layer if last_layer is None else last_layer
             stack.enter_context(only_layers(self.model, self.first_layer, top, below))
-            stack.enter_context(folded(self.model))
             seen = Seen()
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))

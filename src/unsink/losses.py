@@ -144,14 +144,14 @@ class _ByRows(torch.autograd.Function):
             del made
             found, slopes = formula(rows, wanted, *logs)
             values.append(found)
-            for part, made, slope, gradient in zip(some, logits, slopes, gradients):
-                if made is not None and slope is not None and gradient is not None:
-                    (gradient[rows],) = torch.autograd.grad(made, part, slope.to(made.dtype))
+            for part, kept, slope, gradient in zip(some, logits, slopes, gradients):
+                if kept is not None and slope is not None and gradient is not None:
+                    (gradient[rows],) = torch.autograd.grad(kept, part, slope.to(kept.dtype))
         ctx.gradients = gradients
         return torch.cat(values)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if some is None else some * upstream[:, None].to(some.dtype) for some in ctx.gradients]
         return None, None, *scaled

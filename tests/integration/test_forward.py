@@ -125,10 +125,14 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients()
         found = run()
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(found, before, atol=1e-3, rtol=1e-3)
-    with models.use(model, None), folded(model):
-        assert not any("forward" in vars(module) for module in model.modules())
-    with folded(model.to(torch.bfloat16)):
-        assert not any("forward" in vars(module) for module in model.modules())
+    with folded(model), models.use(model, None):  # without an adapter, and in another type, as PEFT does it
+        off = model(input_ids=batch.input_ids).logits
+    with models.use(model, None):
+        assert torch.equal(off, model(input_ids=batch.input_ids).logits)
+    model = model.to(torch.bfloat16)
+    plain_output = model(input_ids=batch.input_ids).logits
+    with folded(model):
+        assert torch.equal(plain_output, model(input_ids=batch.input_ids).logits)
 
 
 def test_nothing_is_left_on_the_model_after_an_exception(policy: PeftModel) -> None:

@@ -249,6 +249,7 @@ def gap(rows: Sequence[Row], label: str, known: float | None) -> Spec:
         sort=None,
         orient="left",
         labelLimit=180,
+        labelPadding=12,
         domain=False,
         ticks=False,
         labelColor=INK,

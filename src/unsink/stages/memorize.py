@@ -16,6 +16,7 @@ from unsink import artifacts, benchmarks, models, processes
 from unsink.artifacts import Layout
 from unsink.batches import Sample, of_like_length
 from unsink.errors import ModelError
+from unsink.folded import folded
 from unsink.models import AdapterSpec
 from unsink.params import Memorize, Params, Published
 from unsink.progress import SILENT, Reporter
@@ -55,7 +56,7 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
         def terms(step: int, _history: History) -> dict[str, torch.Tensor]:
             return {"loss": runner.policy(batches[step]).nll.mean()}
 
-        with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing):
+        with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing), folded(model):
             history = train(
                 {name: p for name, p in model.named_parameters() if p.requires_grad},
                 terms,

@@ -15,6 +15,7 @@ from unsink import artifacts, methods, models, processes, sinks
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample, draw, generator, passage_of, read_samples
 from unsink.errors import DataError, ModelError, ParamsError
+from unsink.folded import folded
 from unsink.methods import Method
 from unsink.models import AdapterSpec
 from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
@@ -56,7 +57,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
         state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout))
-        with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing):
+        with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing), folded(policy):
             history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
             "run": run,
