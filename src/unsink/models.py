@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from itertools import chain
@@ -44,7 +44,6 @@ from unsink.architectures import (
     value_projection,
 )
 from unsink.errors import ModelError
-from unsink.folded import folded
 from unsink.progress import SILENT, Reporter
 from unsink.quantization import FORMATS, quantize, quantized, require
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
@@ -323,8 +322,7 @@ def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
                 f"model.gradient_checkpointing: {type(layer).__name__} does not offer it",
                 "set it to false, and lower unlearn.batch instead",
             )
-        both = partial(_as_before, layer)
-        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=both)
+        again: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         layer._gradient_checkpointing_func = again
         layer.gradient_checkpointing = layer.training = True
     try:
@@ -332,11 +330,6 @@ def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
-
-
-def _as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What holds while a layer runs, and while it runs again in the backward pass, when the runner's block is over."""
-    return nullcontext(), folded(layer)
 
 
 # ---- adapters
