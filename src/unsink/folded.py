@@ -43,7 +43,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for module in model.modules():
             if type(module) is LoraLinear and "forward" not in vars(module):
-                module.forward = partial(_run, module)
+                vars(module)["forward"] = partial(_run, module)
                 undo.callback(vars(module).pop, "forward")
         yield
 

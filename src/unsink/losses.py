@@ -107,7 +107,7 @@ def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
 _Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 """From rows, what gradients are wanted, and log-probabilities (n, V), which it may overwrite, to values (n,) and their
 gradients by the logits."""
-_ROOM = {"cpu": 2**26, "cuda": 2**28}
+_ROOM = {"cpu": 2**25, "cuda": 2**28}
 """Bytes of the logits that are made at a time; with fewer rows reading the head's weights would take longer than using
 them."""
 
