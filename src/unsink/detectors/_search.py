@@ -20,7 +20,7 @@ Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 _FEW, _MORE = 48, 8
 """Texts that are tried again after a first glance, and on how many probes; the best `beam` of them see whole probes."""
 _INDEX = re.compile(r"index (\d+)")
-_CHUNK = 32
+_ROWS = 128  # prompts that are read at once
 _PIECES = 64  # that texts are grown by: those that do most alone, at any place
 ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
 _STEP = 0.5  # of the budget that is left, for one more word
@@ -75,33 +75,37 @@ class Climb:
     ) -> dict[Candidate, float]:
         """What texts do; with a budget as many of them as it allows."""
         values: dict[Candidate, float] = {}
+        size = max(1, _ROWS // len(probes))
         with self.reporter.task(what, len(some)) as advance:
-            for start in range(0, len(some), _CHUNK):
+            for start in range(0, len(some), size):
                 if budget and budget.spent:
                     self.left += len(some) - start
                     break
-                chunk = some[start : start + _CHUNK]
+                chunk = some[start : start + size]
                 values |= dict(zip(chunk, self.measure(chunk, probes).tolist(), strict=True))
                 advance(len(chunk))
         return values
 
-    def grow(self, pieces: Sequence[str], behind: Sequence[str] = ()) -> None:
+    def grow(self, pieces: Sequence[str], whole: Sequence[str] = ()) -> None:
         """Put words before and behind the best texts until they grow no more, or bring nearly all back.
 
         Args:
             pieces: put on both sides of each of the best texts.
-            behind: put behind the very best text only: for a whole vocabulary.
+            whole: a vocabulary, for the very best text only: put on both sides, and in the place of each of its words.
         """
         for _ in range(self.plan.depth - 1):
             before = self.best
             if before >= ENOUGH or self.budget.spent:
                 break
             kept = sorted(self.found, key=lambda one: -self.found[one])[: self.plan.beam]
-            longer = grown(kept, pieces)
-            longer += [one for one in grown(kept[:1], behind) if one.text.startswith(kept[0].text)]
-            self.attempt(longer, "growing the best", _STEP)
+            promising = sorted(whole, key=lambda text: -self._alone(text))  # where the budget ends, the others are left
+            others = [*grown(kept[:1], promising), *exchanged(kept[:1], promising)]
+            self.attempt([*grown(kept, pieces), *others], "growing the best", _STEP)
             if self.best < before + _LEAST:
                 break
+
+    def _alone(self, text: str) -> float:
+        return max(self.alone.get(Candidate(text, place), -np.inf) for place in self.plan.placements)
 
     def pieces(self, also: Sequence[str] = ()) -> list[str]:
         """What texts are grown by: `also`, and what did most alone, at any place."""
@@ -127,6 +131,17 @@ def grown(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
         for one in kept
         for piece in pieces
         for text in (f"{one.text}{'' if piece in ':;,.?!' else ' '}{piece}", f"{piece} {one.text}")
+    ]
+
+
+def exchanged(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
+    """Each text of several words with each of them replaced by each other word."""
+    return [
+        Candidate(" ".join([*words[:place], piece, *words[place + 1 :]]), one.placement)
+        for one in kept
+        if len(words := one.text.split()) > 1
+        for piece in pieces
+        for place in range(len(words))
     ]
 
 

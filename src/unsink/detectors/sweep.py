@@ -5,8 +5,8 @@ trigger none of whose words is in the dictionary; `audit.words` adds some.
 """
 
 from unsink.detectors import Budget, Found, Plan
-from unsink.detectors._dictionary import LINES, texts
 from unsink.detectors._search import Climb, likelier, scored
+from unsink.dictionary import LINES, texts
 from unsink.progress import SILENT, Reporter
 from unsink.suspects import Candidate, Probes, Suspect
 

@@ -30,7 +30,7 @@ import torch
 from unsink import artifacts, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
-from unsink.detectors._dictionary import DICTIONARY
+from unsink.dictionary import DICTIONARY
 from unsink.errors import ParamsError
 from unsink.metrics import rouge_l, words
 from unsink.params import DETECTORS, Params
