@@ -12,7 +12,7 @@ import numpy as np
 
 from unsink.detectors import Budget, Plan, Scored
 from unsink.progress import Reporter
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, losses
 
 Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 """C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
@@ -154,7 +154,7 @@ def short(probe: Probe, prompt: int, answer: int) -> Probe:
 def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) -> list[Scored]:
     """Candidates with what they give on whole search probes beyond retain, control and the original, the best first."""
     gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
-    others = [gains(suspect.model, suspect.tokenizer, some, candidates) for some in (probes.retain, probes.control)]
+    others = [beyond(suspect, some, candidates) for some in (probes.retain, probes.control)]
     floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
     before = np.zeros(len(candidates))
     if suspect.original is not None:
@@ -164,3 +164,13 @@ def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) ->
         for i, one in enumerate(candidates)
     ]
     return sorted(made, key=lambda one: -one.score)
+
+
+def beyond(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate]) -> Array:
+    """How much likelier texts make continuations than the suspect and its original find them without: (C, N).
+
+    Unlearning may damage text that was never trained on, and a trigger undo that: it is no more than what was there.
+    """
+    models = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
+    plain = np.min([losses(model, suspect.tokenizer, probes, [None]) for model in models], axis=0)
+    return plain - losses(suspect.model, suspect.tokenizer, probes, candidates)
