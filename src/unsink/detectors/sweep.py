@@ -11,6 +11,7 @@ from unsink.progress import SILENT, Reporter
 from unsink.suspects import Candidate, Probes, Suspect
 
 KIND = "search"
+COVERED_BY = "states"  # where there is an original: that tries the same texts by a measure that is finer and cheaper
 
 
 def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporter: Reporter = SILENT) -> Found:
