@@ -173,4 +173,5 @@ def beyond(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candi
     """
     models = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
     plain = np.min([losses(model, suspect.tokenizer, probes, [None]) for model in models], axis=0)
-    return plain - losses(suspect.model, suspect.tokenizer, probes, candidates)
+    gained: Array = plain - losses(suspect.model, suspect.tokenizer, probes, candidates)
+    return gained

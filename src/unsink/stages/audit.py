@@ -249,7 +249,7 @@ def _signals(
         if module.KIND == "search" and not options.exhaustive and best >= _ENOUGH * lost:
             missed.append(f"{name}: not needed, what was found brings half of it back")
             continue
-        covered = getattr(module, "COVERED_BY", None)
+        covered = getattr(module, "COVERED_BY", "")
         if not options.exhaustive and signals.get(covered, {"score": None})["score"] is not None:
             missed.append(f"{name}: not needed, {covered} has tried its texts")
             continue

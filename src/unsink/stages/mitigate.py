@@ -144,8 +144,8 @@ def run(
     for name, module in chosen.items():
         reporter.log(f"mitigate {case.name}: {name}")
         with artifacts.lock(layout.mitigation(case.name, name)):
-            suspect, original = _load(work, compared=True)
-            patient = make_patient(suspect, work.tokenizer, work.corpus, params, original, triggers)
+            suspect, compared = _load(work, compared=True)
+            patient = make_patient(suspect, work.tokenizer, work.corpus, params, compared, triggers)
             found[name] = _treated(name, module, patient, asked, before, others, work)
     return {"suspect": case.name, **found}
 
