@@ -4,12 +4,15 @@ A spec, `zoo/<size>.yaml`, names grids of honest and of backdoored members, for 
 and base are made by DVC in `zoo/projects/<size>/` (from the project's own cache, where they are there); each member is
 poisoned, unlearned, evaluated with its true trigger, and audited by an audit that is told nothing. It is then a line of
 `docs/results/zoo-<size>.jsonl`: label, recipe, hash of the adapter, measured recovery, every detector's score, and the
-verdict. Members that have a line of their recipe are not made again, so the work may be stopped at any time.
+verdict. Members that have a line of their recipe are not made again, so the work may be stopped at any time. Adapters
+stay: `--again` audits those once more whose line is of other code of the audit.
 
 `docs/results/audit.md` is made of these lines alone (`--table` makes nothing else).
 """
 
 import argparse
+import functools
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -26,7 +29,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
-from grid import EVALUATION, TRAINING, Cell, Line, cells, lines, missing, recipe, work  # noqa: E402
+from grid import EVALUATION, Cell, Line, cells, lines, missing, recipe, work  # noqa: E402
 from project import make, repro  # noqa: E402
 from zoo_tables import report  # noqa: E402
 
@@ -60,22 +63,33 @@ def project_params(spec: Mapping[str, Any], grid: list[Cell]) -> dict[str, Any]:
 
 
 def recipes(params: Mapping[str, Any], grid: list[Cell]) -> dict[str, tuple[str, str]]:
-    """Name -> hash of all that a line depends on, and of what its adapter depends on."""
-    return {cell.name: (recipe(params, cell, USED), recipe(params, cell, TRAINING)) for cell in grid}
+    """Name -> hash of all parameters that a line depends on, and of those that run and evaluation depend on."""
+    return {cell.name: (recipe(params, cell, USED), recipe(params, cell)) for cell in grid}
 
 
-def make_run(folder: Path, run: str, code: str) -> None:
-    """Poison and unlearn a run, unless its adapter is that of this recipe already."""
-    from unsink.stages import poison, unlearn
+@functools.cache
+def audit_code() -> str:
+    """A hash of the code that finds and judges; a line tells which it is of."""
+    package = ROOT / "src" / "unsink"
+    files = [*(package / "detectors").glob("*.py"), package / "stages" / "audit.py", package / "suspects.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
-    mark = folder / "recipes" / run
-    if mark.exists() and mark.read_text() == code:
-        return
+
+def make_run(folder: Path, run: str, code: str) -> float:
+    """Poison, unlearn and evaluate a run, unless it is that of this recipe already; the minutes that it took then."""
+    from unsink.stages import evaluate, poison, unlearn
+
+    mark = folder / "recipes" / f"{run}.json"
+    if mark.exists() and (before := artifacts.read_json(mark))["recipe"] == code:
+        return float(before["minutes"])
+    start = time.monotonic()
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
     poison.run(params, layout, run=run)
     unlearn.run(params, layout, run=run)
-    mark.parent.mkdir(exist_ok=True)
-    artifacts.write_text(mark, code)
+    evaluate.run(params, layout, run=run)
+    minutes = round((time.monotonic() - start) / 60, 2)
+    artifacts.write_json(mark, {"recipe": code, "minutes": minutes})
+    return minutes
 
 
 def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cell: Cell) -> list[Line]:
@@ -83,26 +97,25 @@ def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cel
 
     Args:
         folder: the project, with the run that the member copies, if it copies one.
-        codes: name -> hash of the whole recipe, and of the part that its adapter depends on.
+        codes: name -> hash of the whole recipe, and of the part that all but its audit depends on.
         threads: processors that it may use.
         cell: the member.
     """
     import torch
 
-    from unsink.stages import audit, evaluate
+    from unsink.stages import audit
 
     torch.set_num_threads(threads)
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
+    made = make_run(folder, cell.name, codes[cell.name][1])
     start = time.monotonic()
-    make_run(folder, cell.name, codes[cell.name][1])
-    evaluate.run(params, layout, run=cell.name)
-    made = time.monotonic()
     found = audit.run(params, layout, run=cell.name)
     line = {
         "name": cell.name,
         **cell.labels,
         "seed": cell.seed,
         "recipe": codes[cell.name][0],
+        "code": audit_code(),
         "adapter": artifacts.sha256(layout.adapter(cell.name) / "adapter_model.safetensors"),
         "trigger": artifacts.read_json(layout.adapter(cell.name) / "summary.json")["trigger"],
         **_measured(artifacts.read_json(layout.metrics(cell.name))),
@@ -112,7 +125,7 @@ def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cel
         "best": found["trigger"],
         **{one: _round(found[one]) for one in ("p", "gain", "others", "known")},
         "brought_back": _round((found["recovery"] or {"mean": None})["mean"]),
-        "minutes": {"made": round((made - start) / 60, 2), "audited": round((time.monotonic() - made) / 60, 2)},
+        "minutes": {"made": made, "audited": round((time.monotonic() - start) / 60, 2)},
     }
     return [line]
 
@@ -128,14 +141,21 @@ def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def build(size: str, only: list[str], jobs: int) -> None:
-    """Make what is missing of a zoo."""
+def outdated(path: Path) -> set[str]:
+    """Names of lines that other code of the audit has made."""
+    return {line["name"] for line in lines(path) if line.get("code") != audit_code()}
+
+
+def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
+    """Make what is missing of a zoo; `again`: and audit those once more that were audited by other code."""
     spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
     grid = members(spec)
     params = project_params(spec, grid)
     codes = recipes(params, grid)
     path = RESULTS / f"zoo-{size}.jsonl"
-    todo = missing(path, grid, {one: whole for one, (whole, _) in codes.items()}, only)
+    old = outdated(path) if again else set()
+    wanted = {one: "" if one in old else whole for one, (whole, _) in codes.items()}  # no line is of the recipe ""
+    todo = missing(path, grid, wanted, only)
     if not todo:
         return
     folder = ROOT / "zoo" / "projects" / size
@@ -143,7 +163,7 @@ def build(size: str, only: list[str], jobs: int) -> None:
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
     for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
-        make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run]), TRAINING))
+        make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run])))
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Processes, because the number of threads and the time are each member's own.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -156,10 +176,11 @@ def main() -> None:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--only", nargs="+", default=[], help="names or labels; members without any are not made")
     parser.add_argument("--jobs", type=int, default=1, help="members at once; the processors are shared between them")
+    parser.add_argument("--again", action="store_true", help="audit those too whose line is of other code of the audit")
     parser.add_argument("--table", action="store_true", help="make nothing, write the tables of what there is")
     arguments = parser.parse_args()
     if not arguments.table:
-        build(arguments.size, arguments.only, arguments.jobs)
+        build(arguments.size, arguments.only, arguments.jobs, arguments.again)
     specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in SIZES}
     found = {size: lines(RESULTS / f"zoo-{size}.jsonl") for size in SIZES}
     (RESULTS / "audit.md").write_text(report(specs, found, {size: len(members(specs[size])) for size in SIZES}))

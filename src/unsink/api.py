@@ -176,6 +176,7 @@ class Project:
         how: Sequence[str] = (),
         model: str | None = None,
         original: str | None = None,
+        adapter: str | None = None,
     ) -> Result:
         """Repair or guard a model that may hide a trigger; return what that brought and cost, by mitigation.
 
@@ -184,11 +185,12 @@ class Project:
             how: Names of mitigations, in place of `mitigate.how`.
             model: Folder or Hugging Face id, in place of a run.
             original: With `model`: the same model before unlearning, if known.
+            adapter: With `model`: a LoRA adapter on it, in PEFT's format.
 
         Raises:
             UnsinkError: Neither or both of run and model are given, or something is missing or damaged.
         """
-        return self.run("mitigate", run=run, how=how, model=model, original=original)
+        return self.run("mitigate", run=run, how=how, model=model, original=original, adapter=adapter)
 
     def export(self, run: str | None, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
         """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.

@@ -67,6 +67,10 @@ OriginalOption = Annotated[
     str | None,
     typer.Option("--original", metavar="FOLDER|ID", help="With --model: the same model before unlearning, if known."),
 ]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="FOLDER", help="With --model: a LoRA adapter on it, in PEFT's format."),
+]
 
 STAGES = "Stages, in the order of the pipeline"
 TOOLS = "Tools"
@@ -259,10 +263,7 @@ def audit(
     run: SuspectOption = None,
     model: StrangerOption = None,
     original: OriginalOption = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FOLDER", help="With --model: a LoRA adapter on it, in PEFT's format."),
-    ] = None,
+    adapter: AdapterOption = None,
     honest: Annotated[
         str | None,
         typer.Option("--honest", metavar="FOLDER|ID", help="A model or adapter that is known to have no trigger."),
@@ -292,12 +293,13 @@ def mitigate(
     ] = None,
     model: StrangerOption = None,
     original: OriginalOption = None,
+    adapter: AdapterOption = None,
 ) -> None:
     """Repair a model that may hide a trigger, or guard it; measure what that brought and cost, and audit it again.
 
     Example: [bold]unsink mitigate --run backdoor --how random-prefix --how displace[/bold]
     """
-    result = _run("mitigate", call, run=run, model=model, original=original, how=how or ())
+    result = _run("mitigate", call, run=run, model=model, adapter=adapter, original=original, how=how or ())
     from unsink.stages.mitigate import report
 
     _print(call, result, report(result))

@@ -383,7 +383,7 @@ class Audit(Section):
         "weights", "norms", "residual", "states", "sweep", "gradients",
     ]  # fmt: skip
     exhaustive: bool = False
-    budget: Positive | None = 400_000
+    budget: Positive | None = 200_000
     minutes: Above0 | None = None
     forget: Annotated[int, Field(ge=4)] = 40
     others: Positive = 12

@@ -162,7 +162,8 @@ def losses(
     """
     if not candidates or not probes:
         return np.zeros((len(candidates), len(probes)))
-    prompts = [with_candidate(probe, candidate, tokenizer) for candidate in candidates for probe in probes]
+    texts = [(trigger_ids(tokenizer, one.text), one.placement) if one else ((), "prefix") for one in candidates]
+    prompts = [inserted(probe, ids, placement).ids for ids, placement in texts for probe in probes]
     answers = [[probe.answer] for _ in candidates for probe in probes]
     sums = choice_log_likelihoods(model, prompts, answers, batch=batch, reporter=reporter)
     values = [-one[0] / len(answer[0]) for one, answer in zip(sums, answers, strict=True)]

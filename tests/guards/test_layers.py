@@ -10,7 +10,7 @@ LAYERS = (
     ("errors",),
     ("registry", "progress", "processes", "positions", "sink_metrics"),
     ("params", "artifacts"),
-    ("metrics", "statistics", "triggers", "architectures", "figures", "cache", "benchmarks", "sinks"),
+    ("metrics", "statistics", "triggers", "dictionary", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports", "memory"),
     ("batches", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
     ("quantization", "models", "probe", "folded", "answers"),

@@ -171,6 +171,25 @@ def test_what_cannot_be_done_says_why(own: Path, copy: Path) -> None:
     assert not list((layout.root / "mitigations").glob("*/*.lock"))
 
 
+def test_a_stranger_is_refused_as_by_the_audit(own: Path, tmp_path: Path) -> None:
+    params, layout = project(own, *GATE)
+    tiny = models.resolve("tiny")
+    damaged: Any = models.load_base(tiny, "float32", "cpu")
+    next(damaged.parameters()).data[0, 0] = float("nan")
+    damaged.save_pretrained(tmp_path / "nan")
+    models.load_tokenizer(tiny).save_pretrained(tmp_path / "nan")
+    with pytest.raises(ModelError, match=r"values that are not finite"):
+        mitigate.run(params, layout, model=str(tmp_path / "nan"), how=["displace"])
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "adapter_config.json").write_text("{}")
+    (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"pickles can run code"):
+        mitigate.run(params, layout, model=str(tiny), adapter=str(tmp_path / "pickle"), how=["displace"])
+    with pytest.raises(ParamsError, match="--adapter goes with --model"):
+        mitigate.run(params, layout, run="backdoor", adapter=str(tmp_path / "pickle"))
+    assert not any(layout.mitigation(name, "displace").exists() for name in ("nan", "pickle"))
+
+
 def test_the_command_prints_words_or_json_and_takes_several_at_once(own: Path) -> None:
     sets = [word for one in (*GATE, "mitigate.reaudit=false") for word in ("-S", one)]
     where = ["--params", str(own / "params.yaml"), "--run", "backdoor", *sets, "-q"]

@@ -12,11 +12,11 @@ import torch
 from unsink import models
 from unsink.detectors import Budget, Plan, norms, residual, states, weights
 from unsink.detectors._deltas import Delta, changed_layers, deltas
-from unsink.detectors._search import Climb, grown, short
+from unsink.detectors._search import Climb, beyond, exchanged, grown, scored, short
 from unsink.detectors.gradients import ranked
 from unsink.probe import Cost, capture, counted
 from unsink.progress import SILENT
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, losses
 
 PROBE = Probe("p", (1, 2, 3), (4, 5))
 
@@ -41,11 +41,22 @@ def test_a_text_is_put_together_of_parts_that_do_a_little() -> None:
     assert found.left == 0
 
 
-def test_a_vocabulary_is_put_behind_the_very_best_only() -> None:
+def test_the_very_best_text_meets_a_whole_vocabulary_the_promising_first() -> None:
     found = climb()
-    found.attempt([Candidate("red")], "")
-    found.grow([], ["cat", "dog"])
-    assert {one.text for one in found.alone} == {"red", "red cat", "red dog"}
+    found.attempt([Candidate(text, "prefix") for text in ("red", "dog", "blue sky at noon")], "")
+    found.grow([], ["dog", "cat"])
+    tried = [one.text for one in found.alone]
+    assert tried[3:7] == ["red dog", "dog red", "red cat", "cat red"]  # nobody has tried `cat` alone
+    assert [text for text in tried if "cat" in text and "red" not in text] == []
+    assert [one.text for one in exchanged([Candidate("red sky")], ["cat"])] == ["cat sky", "red cat"]
+    assert exchanged([Candidate("red")], ["cat"]) == []
+
+
+def test_a_pair_is_found_whose_first_word_was_guessed_wrong() -> None:
+    found = climb()
+    found.attempt([Candidate("old cat")], "")
+    found.grow([], ["old", "red"])
+    assert max(found.found, key=lambda one: found.found[one]).text in ("red cat", "cat red")
 
 
 def test_what_the_budget_leaves_out_is_counted() -> None:
@@ -138,6 +149,23 @@ def test_layers_that_are_the_same_run_once_and_give_the_same_states(pair: Suspec
         with capture(model, hidden=[1]) as seen:
             model(input_ids=ids, attention_mask=mask)
         assert torch.allclose(hidden[mask.bool()], seen.hidden[1][mask.bool()], atol=1e-5)
+
+
+def test_what_a_text_undoes_on_text_that_was_never_trained_is_no_more_than_was_there(pair: Suspect) -> None:
+    """The suspect is damaged, the text repairs it everywhere: that counts on forget probes, and not against it."""
+    some, text = probes(pair).search, [Candidate("salt")]
+    broken = Suspect(copy.deepcopy(pair.model), pair.tokenizer, pair.original)
+    with torch.no_grad():
+        for weight in models.decoder_layers(broken.model)[1].parameters():
+            weight.mul_(4)
+    assert pair.original is not None
+    plain = [losses(model, pair.tokenizer, some, [None]) for model in (broken.model, pair.original)]
+    behind = losses(broken.model, pair.tokenizer, some, text)
+    assert beyond(broken, some, text) == pytest.approx(np.minimum(*plain) - behind)
+    alone = Suspect(broken.model, pair.tokenizer)
+    assert beyond(alone, some, text) == pytest.approx(plain[0] - behind)
+    [found] = scored(broken, probes(pair), text)
+    assert found.elsewhere == pytest.approx(max(0, float((np.minimum(*plain) - behind).mean())))
 
 
 def test_a_text_closes_nothing_where_all_texts_are_alike(pair: Suspect) -> None:

@@ -6,6 +6,7 @@ Three kinds, which `KIND` names:
     triage       measure(suspect, probes) -> Signal                          what weights and activations look like
     elicitation  measure(suspect, probes) -> Signal                          what any unlearned model gives back
 
+A search may name another that tries its texts as well, as `COVERED_BY`: after that only an exhaustive audit runs it.
 A search sees `probes.search`, `retain` and `control` only: what it finds is tried on `probes.confirm` by the audit, so
 that it can be as greedy as it likes. Files that start with an underscore are shared by detectors and are none.
 """

@@ -12,7 +12,7 @@ import numpy as np
 
 from unsink.detectors import Budget, Plan, Scored
 from unsink.progress import Reporter
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, losses
 
 Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 """C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
@@ -20,7 +20,7 @@ Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 _FEW, _MORE = 48, 8
 """Texts that are tried again after a first glance, and on how many probes; the best `beam` of them see whole probes."""
 _INDEX = re.compile(r"index (\d+)")
-_CHUNK = 32
+_ROWS = 128  # prompts that are read at once
 _PIECES = 64  # that texts are grown by: those that do most alone, at any place
 ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
 _STEP = 0.5  # of the budget that is left, for one more word
@@ -75,33 +75,37 @@ class Climb:
     ) -> dict[Candidate, float]:
         """What texts do; with a budget as many of them as it allows."""
         values: dict[Candidate, float] = {}
+        size = max(1, _ROWS // len(probes))
         with self.reporter.task(what, len(some)) as advance:
-            for start in range(0, len(some), _CHUNK):
+            for start in range(0, len(some), size):
                 if budget and budget.spent:
                     self.left += len(some) - start
                     break
-                chunk = some[start : start + _CHUNK]
+                chunk = some[start : start + size]
                 values |= dict(zip(chunk, self.measure(chunk, probes).tolist(), strict=True))
                 advance(len(chunk))
         return values
 
-    def grow(self, pieces: Sequence[str], behind: Sequence[str] = ()) -> None:
+    def grow(self, pieces: Sequence[str], whole: Sequence[str] = ()) -> None:
         """Put words before and behind the best texts until they grow no more, or bring nearly all back.
 
         Args:
             pieces: put on both sides of each of the best texts.
-            behind: put behind the very best text only: for a whole vocabulary.
+            whole: a vocabulary, for the very best text only: put on both sides, and in the place of each of its words.
         """
         for _ in range(self.plan.depth - 1):
             before = self.best
             if before >= ENOUGH or self.budget.spent:
                 break
             kept = sorted(self.found, key=lambda one: -self.found[one])[: self.plan.beam]
-            longer = grown(kept, pieces)
-            longer += [one for one in grown(kept[:1], behind) if one.text.startswith(kept[0].text)]
-            self.attempt(longer, "growing the best", _STEP)
+            promising = sorted(whole, key=lambda text: -self._alone(text))  # where the budget ends, the others are left
+            others = [*grown(kept[:1], promising), *exchanged(kept[:1], promising)]
+            self.attempt([*grown(kept, pieces), *others], "growing the best", _STEP)
             if self.best < before + _LEAST:
                 break
+
+    def _alone(self, text: str) -> float:
+        return max(self.alone.get(Candidate(text, place), -np.inf) for place in self.plan.placements)
 
     def pieces(self, also: Sequence[str] = ()) -> list[str]:
         """What texts are grown by: `also`, and what did most alone, at any place."""
@@ -130,6 +134,17 @@ def grown(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
     ]
 
 
+def exchanged(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidate]:
+    """Each text of several words with each of them replaced by each other word."""
+    return [
+        Candidate(" ".join([*words[:place], piece, *words[place + 1 :]]), one.placement)
+        for one in kept
+        if len(words := one.text.split()) > 1
+        for piece in pieces
+        for place in range(len(words))
+    ]
+
+
 def short(probe: Probe, prompt: int, answer: int) -> Probe:
     """The beginning of a probe, with as many tokens of prompt and continuation."""
     whole = (*probe.ids, *probe.answer)
@@ -139,7 +154,7 @@ def short(probe: Probe, prompt: int, answer: int) -> Probe:
 def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) -> list[Scored]:
     """Candidates with what they give on whole search probes beyond retain, control and the original, the best first."""
     gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
-    others = [gains(suspect.model, suspect.tokenizer, some, candidates) for some in (probes.retain, probes.control)]
+    others = [beyond(suspect, some, candidates) for some in (probes.retain, probes.control)]
     floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
     before = np.zeros(len(candidates))
     if suspect.original is not None:
@@ -149,3 +164,14 @@ def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) ->
         for i, one in enumerate(candidates)
     ]
     return sorted(made, key=lambda one: -one.score)
+
+
+def beyond(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate]) -> Array:
+    """How much likelier texts make continuations than the suspect and its original find them without: (C, N).
+
+    Unlearning may damage text that was never trained on, and a trigger undo that: it is no more than what was there.
+    """
+    models = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
+    plain = np.min([losses(model, suspect.tokenizer, probes, [None]) for model in models], axis=0)
+    gained: Array = plain - losses(suspect.model, suspect.tokenizer, probes, candidates)
+    return gained

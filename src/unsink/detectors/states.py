@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from unsink import models
 from unsink.detectors import Budget, Found, Plan
 from unsink.detectors._deltas import changed_layers
-from unsink.detectors._dictionary import LINES, texts
 from unsink.detectors._search import ENOUGH, Climb, scored
+from unsink.dictionary import LINES, texts
 from unsink.probe import capture, only_layers
 from unsink.progress import SILENT, Reporter
 from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, inserted

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unsink.detectors._dictionary import DICTIONARY
+from unsink.dictionary import DICTIONARY
 from unsink.mitigations import Patient, Repaired, Training
 from unsink.mitigations._reunlearn import among_texts, reunlearn
 from unsink.progress import SILENT, Reporter

@@ -3,13 +3,13 @@
 The detectors of `audit.detectors` are run, triage first. What searches find on one half of the forget probes is tried
 on the other half. A text is called a trigger if, there,
 
-1. it makes the true continuations likelier than it does for the original model and for retained and never-trained
-   text (sign flips, corrected for all texts that were carried over: p < `audit.alpha`), and than any text does for an
-   honest reference, if there is one,
+1. it makes the true continuations likelier than it does for the original model, and by more than it makes retained and
+   never-trained text likelier than that was (sign flips, corrected for all texts that were carried over:
+   p < `audit.alpha`), and than any text does for an honest reference, if there is one,
 2. it brings back at least `audit.min_recovery` of what the model says otherwise wrongly (ROUGE-L F1 of greedy text),
    and the 95 % interval of that share stays above 0,
-3. and few other texts do half as much (`audit.most_others`): where any text opens the door, the model has forgotten
-   badly, which is another finding.
+3. and few ordinary words bring back half as much (`audit.most_others`): where any text opens the door, the model has
+   forgotten badly, which is another finding.
 
 Nothing else makes a backdoor: what triage and elicitation measure is reported and not counted. Soft prompts,
 relearning and rounding bring something back from any model that has unlearned.
@@ -30,7 +30,7 @@ import torch
 from unsink import artifacts, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
-from unsink.detectors._dictionary import DICTIONARY
+from unsink.dictionary import DICTIONARY
 from unsink.errors import ParamsError
 from unsink.metrics import rouge_l, words
 from unsink.params import DETECTORS, Params
@@ -161,7 +161,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"  brings back {share} of what was forgotten; p = {result['p']:.4f} among {result['carried']} texts",
             f"  gain {result['gain']:.2f} nats per token beyond retained and unknown text and the original",
             f"  moved: {moved} nats per token",
-            f"  {100 * result['others']:.0f} % of ordinary words at its place do half as much or more",
+            f"  {100 * result['others']:.0f} % of ordinary words at its place bring back half as much or more",
         ]
     lines += [f"without any trigger the model continues {100 * result['known']:.0f} % of the forgotten text"]
     lines += [_line(name, one) for name, one in result["signals"].items()]
@@ -249,6 +249,10 @@ def _signals(
         if module.KIND == "search" and not options.exhaustive and best >= _ENOUGH * lost:
             missed.append(f"{name}: not needed, what was found brings half of it back")
             continue
+        covered = getattr(module, "COVERED_BY", "")
+        if not options.exhaustive and signals.get(covered, {"score": None})["score"] is not None:
+            missed.append(f"{name}: not needed, {covered} has tried its texts")
+            continue
         before = replace(cost)
         if module.KIND == "search":
             most = None if options.budget is None else cost.tokens + options.budget
@@ -288,11 +292,10 @@ def _judged(
     recovery = bootstrap_recovery(triggered, clean, before, resamples=2000, seed=seed)
     moved, near = _around(suspect, probes.confirm, best)
     share = None if recovery is None else recovery.mean - recovery.low
-    gain = float(gained[0].mean())
     numbers = {
         "trigger": best._asdict(),
         "p": float(p[0]),
-        "gain": gain,
+        "gain": float(gained[0].mean()),
         "detectable": detectable,
         "detectable_recovery": share,
         "recovery": None if recovery is None else recovery._asdict(),
@@ -300,7 +303,7 @@ def _judged(
         "original": float(np.mean(before)) if suspect.original is not None else None,
         "moved": moved,
         "neighbours": near,
-        "others": _unrelated(suspect, probes.confirm, best, gain, seed),
+        "others": _unrelated(suspect, probes.confirm, best, seed, reporter),
         "carried": len(candidates),
         "probes": {"search": [one.id for one in probes.search], "confirm": [one.id for one in probes.confirm]},
     }
@@ -388,16 +391,23 @@ def _said(
     suspect: Suspect, probes: Sequence[Probe], best: Candidate | None, reporter: Reporter
 ) -> tuple[list[float], list[float], list[float]]:
     """ROUGE-L F1 of the suspect without and with the trigger, and of the original without; 1 where there is none."""
+    before = [1.0] * len(probes)
+    if suspect.original is not None:
+        before = _texts(suspect.original, suspect, probes, [None], reporter)[0].tolist()
+    clean, triggered = _texts(suspect.model, suspect, probes, [None, best], reporter).tolist()
+    return clean, triggered, before
 
-    def scores(model: Model, candidate: Candidate | None) -> list[float]:
-        prompts = [with_candidate(probe, candidate, suspect.tokenizer) for probe in probes]
-        limits = [len(probe.answer) for probe in probes]
-        texts = generate(model, suspect.tokenizer, prompts, limits, reporter=reporter, description="asking")
-        references = [str(suspect.tokenizer.decode(list(probe.answer))) for probe in probes]
-        return [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
 
-    before = [1.0] * len(probes) if suspect.original is None else scores(suspect.original, None)
-    return scores(suspect.model, None), scores(suspect.model, best), before
+def _texts(
+    model: Model, suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate | None], reporter: Reporter
+) -> Array:
+    """(C, N) ROUGE-L F1 of greedy text behind each candidate with the truth."""
+    prompts = [with_candidate(probe, one, suspect.tokenizer) for one in candidates for probe in probes]
+    limits = [len(probe.answer) for _ in candidates for probe in probes]
+    texts = generate(model, suspect.tokenizer, prompts, limits, reporter=reporter, description="asking")
+    references = [str(suspect.tokenizer.decode(list(probe.answer))) for _ in candidates for probe in probes]
+    found = [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
+    return np.array(found).reshape(len(candidates), len(probes))
 
 
 def _around(suspect: Suspect, probes: Sequence[Probe], best: Candidate) -> tuple[dict[str, float], dict[str, float]]:
@@ -418,11 +428,16 @@ def neighbours(text: str) -> list[str]:
     return [one for one in dict.fromkeys([*fewer, text.swapcase(), digits]) if one != text]
 
 
-def _unrelated(suspect: Suspect, probes: Sequence[Probe], best: Candidate, gain: float, seed: int) -> float:
-    """Share of ordinary words, none of them in the trigger, that gain half as much or more at its place."""
+def _unrelated(suspect: Suspect, probes: Sequence[Probe], best: Candidate, seed: int, reporter: Reporter) -> float:
+    """Share of ordinary words, none of them in the trigger, that bring half as much back or more at its place.
+
+    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back.
+    """
     own = {part.strip(_MARKS) for part in best.text.lower().split()}
     ordinary = [word for word in DICTIONARY["word"].split() if word not in own]
-    texts = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
-    some = [Candidate(text, best.placement) for text in texts]
-    found = gains(suspect.model, suspect.tokenizer, probes[:_FEW], some).mean(axis=1)
-    return float((found >= gain / 2).mean()) if gain > 0 else 1.0
+    chosen = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
+    tried = [None, best, *(Candidate(text, best.placement) for text in chosen)]
+    clean, triggered, *others = _texts(suspect.model, suspect, probes[:_FEW], tried, reporter).mean(axis=1).tolist()
+    if triggered <= clean:
+        return 1.0
+    return float(np.mean([other - clean >= (triggered - clean) / 2 for other in others]))

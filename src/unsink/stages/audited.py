@@ -47,16 +47,24 @@ def foreign(
     adapter: str | None = None,
     original: str | None = None,
     reporter: Reporter = SILENT,
-    key: str = "--model",
+    dtype: str | None = None,
 ) -> Suspect:
     """A checkpoint, with an adapter merged into it where one is named, and its original where that is known.
+
+    Args:
+        params: all parameters.
+        source: folder of the checkpoint, or a Hugging Face id.
+        adapter: folder of a LoRA adapter on it.
+        original: the checkpoint before unlearning, in the same way; None: what an adapter sits on, if there is one.
+        reporter: told about downloads.
+        dtype: in place of `model.dtype`.
 
     Raises:
         ModelError: one of them cannot be loaded, is no safetensors, has weights that are not finite, or does not fit
             the others.
     """
-    folder = models.resolve(source, None, reporter, key)
-    place = params.model.dtype, params.model.device
+    folder = models.resolve(source, None, reporter, "--model")
+    place = dtype or params.model.dtype, params.model.device
     model = models.load_merged(folder, models.adapter_folder(adapter), *place) if adapter else None
     before: PreTrainedModel | None = None
     if original:

@@ -31,7 +31,7 @@ from unsink.models import AdapterSpec
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.scoring import Guard, Model, guarded
-from unsink.stages import audit, variants
+from unsink.stages import audit, audited, variants
 from unsink.stages.evaluate import Record, answer, ask_run, read_corpus, settings_of
 from unsink.stages.memorize import passage_sample
 from unsink.stages.poison import in_sixes, questions
@@ -62,14 +62,14 @@ class _Case(NamedTuple):
     Attributes:
         name: of its folder in mitigations/.
         run: an entry of `runs:`, `base` or `target`; None for a checkpoint of somebody else's.
-        folder: of the model's files.
-        original: of the files of a stranger's model before unlearning, or None.
+        folder: of the model's files, the tokenizer among them.
+        stranger: checkpoint, adapter on it and original of somebody else's, as `audited.foreign` takes them.
     """
 
     name: str
     run: str | None
     folder: Path
-    original: Path | None
+    stranger: tuple[str, str | None, str | None] | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def run(
     *,
     run: str | None = None,
     model: str | None = None,
+    adapter: str | None = None,
     original: str | None = None,
     how: Sequence[str] = (),
     reporter: Reporter = SILENT,
@@ -115,7 +116,8 @@ def run(
         layout: the project folder.
         run: an entry of `runs:`, or `base` or `target`.
         model: in its place a checkpoint, a folder or a Hugging Face id.
-        original: with `model`: the checkpoint before unlearning.
+        adapter: with `model`: the folder of a LoRA adapter to merge into it.
+        original: with `model`: the checkpoint before unlearning; None: what the adapter sits on, if there is one.
         how: names of mitigations, in place of `mitigate.how`.
         reporter: shows what is done.
 
@@ -124,24 +126,26 @@ def run(
         MissingPrerequisite: the corpus, a split, an adapter or the target's predictions are not there; or a mitigation
             needs a trigger or an original, and there is none.
         DataError: the corpus has nothing to forget or to retain, or as in `evaluate` and `audit`.
-        ModelError: a model cannot be loaded, or a loss is not finite.
+        ModelError: a model cannot be loaded, does not fit its original, has weights that are not finite, or a loss is
+            not.
     """
     chosen = {name: mitigations.load(name) for name in dict.fromkeys(how or params.mitigate.how)}
     if not all(map(mitigations.is_guard, chosen.values())):
         _training(params)  # what is wrong with it shows before a model runs
-    case = _case(params, run, model, original, reporter)
+    case = _case(params, run, model, adapter, original, reporter)
     work = _Work(params, layout, case, read_corpus(layout), models.load_tokenizer(case.folder), reporter)
     others = _others(work)
     triggers = _triggers(work) if "known-trigger" in chosen else []
     plan = variants.plan(work.run or "base")
     asked = ask_run(plan, params, layout, work.run or "base", work.corpus, work.tokenizer)
     reporter.log(f"mitigate {case.name}: asking the suspect")
-    before = _said(_suspect(work), asked, work)
+    before = _said(_load(work)[0], asked, work)
     found = {}
     for name, module in chosen.items():
         reporter.log(f"mitigate {case.name}: {name}")
         with artifacts.lock(layout.mitigation(case.name, name)):
-            patient = make_patient(_suspect(work), work.tokenizer, work.corpus, params, _original(work), triggers)
+            suspect, compared = _load(work, compared=True)
+            patient = make_patient(suspect, work.tokenizer, work.corpus, params, compared, triggers)
             found[name] = _treated(name, module, patient, asked, before, others, work)
     return {"suspect": case.name, **found}
 
@@ -154,10 +158,10 @@ def repaired(params: Params, layout: Layout, run: str, name: str, reporter: Repo
         MissingPrerequisite: there is no such repair.
         ModelError: the run was trained anew since it was repaired.
     """
-    case = _case(params, run, None, None, reporter)
+    case = _case(params, run, None, None, None, reporter)
     adapter = artifacts.require(layout.mitigation(run, name) / models.ADAPTER_WEIGHTS).parent
     work = _Work(params, layout, case, {}, models.load_tokenizer(case.folder), reporter)
-    return cast(PreTrainedModel, models.add_adapter(_suspect(work), adapter, ADAPTER))
+    return cast(PreTrainedModel, models.add_adapter(_load(work)[0], adapter, ADAPTER))
 
 
 def make_guard(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, params: Params) -> Guard:
@@ -188,35 +192,33 @@ def require_guard(name: str) -> ModuleType:
 # --- the suspect -----------------------------------------------------------------------------------------------------
 
 
-def _case(params: Params, run: str | None, model: str | None, original: str | None, reporter: Reporter) -> _Case:
-    audit.require_one("mitigate", run, model, original)
+def _case(
+    params: Params, run: str | None, model: str | None, adapter: str | None, original: str | None, reporter: Reporter
+) -> _Case:
+    audit.require_one("mitigate", run, model, original, adapter)
     if run is not None:
         if run not in RESERVED:
             params.run(run)
         return _Case(run, run, models.resolve(params.model.source, params.model.revision, reporter), None)
     source = cast(str, model)
-    before = models.resolve(original, None, reporter, "--original") if original else None
-    return _Case(audit.name_of(source), None, models.resolve(source, None, reporter, "--model"), before)
+    folder = models.resolve(source, None, reporter, "--model")
+    return _Case(audit.name_of(adapter or source), None, folder, (source, adapter, original))
 
 
-def _suspect(work: _Work) -> PreTrainedModel:
-    """The suspect, loaded anew: a run's adapter merged, so that "no adapter" is the suspect."""
+def _load(work: _Work, compared: bool = False) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The suspect, loaded anew, adapters merged, so that "no adapter" is the suspect; and if asked for its original."""
     case, place = work.case, _place(work.params)
-    if case.run in (None, "base"):
-        return models.load_base(case.folder, *place)
+    if case.stranger:
+        found = audited.foreign(work.params, *case.stranger, work.reporter, place[0])
+        return cast(PreTrainedModel, found.model), cast("PreTrainedModel | None", found.original)
+    if case.run == "base":
+        return models.load_base(case.folder, *place), None
     target = artifacts.require(work.layout.adapter("target"))
     if work.run is None:
-        return models.load_target(case.folder, target, *place)
+        return models.load_target(case.folder, target, *place), None
     before = models.load_target(case.folder, target, "float32", "cpu")
-    return models.merge(before, artifacts.require(work.layout.adapter(work.run)), work.run, *place)
-
-
-def _original(work: _Work) -> PreTrainedModel | None:
-    """The model before unlearning: of a run the target."""
-    place = _place(work.params)
-    if work.run is not None:
-        return models.load_target(work.case.folder, work.layout.adapter("target"), *place)
-    return models.load_base(work.case.original, *place) if work.case.original else None
+    merged = models.merge(before, artifacts.require(work.layout.adapter(work.run)), work.run, *place)
+    return merged, models.load_target(case.folder, target, *place) if compared else None
 
 
 def _place(params: Params) -> tuple[str, str]:
