@@ -94,8 +94,8 @@ def read_samples(split: Path, kind: Kind) -> list[Sample]:
     return [Sample.from_record(record) for record in artifacts.read_jsonl(path)] if path.stat().st_size else []
 
 
-def collate(samples: Sequence[Sample], pad: int) -> Batch:
-    """Return the samples as one right-padded batch; padding carries no label, also when pad = eos."""
+def collate(samples: Sequence[Sample], pad: int, device: torch.device | str = "cpu") -> Batch:
+    """Return the samples as one right-padded batch on a device; padding carries no label, also when pad = eos."""
     longest = max(len(s.ids) for s in samples)
     input_ids = torch.full((len(samples), longest), pad)
     attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
@@ -107,7 +107,13 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
         attention_mask[row, :length] = 1
         rows += [row] * (length - sample.labels_from)
         columns += range(sample.labels_from, length)
-    return Batch(input_ids, attention_mask, torch.tensor(rows), torch.tensor(columns), tuple(samples))
+    return Batch(
+        input_ids.to(device),
+        attention_mask.to(device),
+        torch.tensor(rows, device=device),
+        torch.tensor(columns, device=device),
+        tuple(samples),
+    )
 
 
 def generator(seed: str) -> torch.Generator:

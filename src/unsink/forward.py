@@ -125,7 +125,7 @@ class Runner:
         return join([self._policy([samples[place] for place in group]) for group in groups], groups)
 
     def _policy(self, samples: Sequence[Sample]) -> Forward:
-        batch = collate(samples, self.pad)
+        batch = collate(samples, self.pad, self.model.device)
         below = pad_sequence([self._kept[s].below for s in samples], batch_first=True)  # (B, T, D)
         if self._can_skip is None:
             self._can_skip = self._skipping_is_exact(batch, below)
@@ -133,7 +133,7 @@ class Runner:
 
     def reference(self, samples: Sequence[Sample]) -> Forward:
         """Return the target's answer from memory."""
-        batch = collate(samples, self.pad)
+        batch = collate(samples, self.pad, self.model.device)
         kept = [self._kept[s] for s in samples]
         forward = Forward(
             batch.labels,
@@ -155,7 +155,7 @@ class Runner:
         with torch.no_grad(), models.use(self.model, adapter):
             for start in range(0, len(samples), batch):
                 chunk = samples[start : start + batch]
-                forward = self._forward(collate(chunk, self.pad), None)
+                forward = self._forward(collate(chunk, self.pad, self.model.device), None)
                 for row, sample in enumerate(chunk):
                     length = len(sample.ids)
                     found[sample] = {layer: v[row, :length].clone() for layer, v in forward.values.items()}
@@ -166,7 +166,7 @@ class Runner:
         return head(states.to(head.weight.dtype))  # type: ignore[no-any-return]
 
     def _remember(self, samples: Sequence[Sample]) -> None:
-        batch = collate(samples, self.pad)
+        batch = collate(samples, self.pad, self.model.device)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
         for row, sample in enumerate(samples):

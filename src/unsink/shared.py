@@ -44,7 +44,7 @@ class SharedRunner(Runner):
         return join(self._answers_of_all(own, shares), places)
 
     def _answers_of_all(self, own: Forward, shares: Sequence[Sequence[Sample]]) -> list[Forward]:
-        batches = [collate(samples, self.pad) for samples in shares]
+        batches = [collate(samples, self.pad, self.model.device) for samples in shares]
         sizes = [tuple(batch.input_ids.shape) for batch in batches]
         states = processes.exchange(own.states, [(len(batch.rows), *own.states.shape[1:]) for batch in batches])
         hidden, values = (

@@ -47,7 +47,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     def terms(step: int, _history: History) -> dict[str, Tensor]:
         samples = draw(patient.retain, size, step, f"mitigate/consistency/{patient.seed}")
         counter.count(samples, passes=3)
-        batch = collate(samples, patient.pad)
+        batch = collate(samples, patient.pad, model.device)
         embeddings = model.get_input_embeddings()(batch.input_ids).detach()  # (B, T, D)
         noisy = fgsm(embeddings, _gradient(model, embeddings, batch), options.epsilon)
         said, _ = _run(model, embeddings, batch)

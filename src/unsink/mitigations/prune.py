@@ -123,7 +123,7 @@ def _neurons(model: nn.Module, samples: Sequence[Sample], layers: range, pad: in
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for first in range(0, len(samples), _BATCH):
         some = samples[first : first + _BATCH]
-        batch = collate(some, pad)
+        batch = collate(some, pad, models.bare(model).device)
         with capture(model, neurons=layers) as seen:
             models.decoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         for row, one in enumerate(some):
