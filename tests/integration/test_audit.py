@@ -60,7 +60,9 @@ def test_a_checkpoint_of_somebody_else_gets_the_same_verdict(suspects: Path, tmp
     assert {**foreign, "suspect": ""} == {**own, "suspect": ""}
     alone = audit.run(params, layout, model=str(paths["backdoor"]))
     assert alone["original"] is None
-    assert alone["trigger"] == own["trigger"]
+    # Nobody knows then what unlearning has damaged beside the forget set, which may put another text first.
+    rows = artifacts.read_jsonl(layout.audit("stranger-backdoor") / "candidates.jsonl")
+    assert own["trigger"]["text"] in {row["text"] for row in rows}
 
 
 def test_every_detector_says_what_it_measured_and_what_it_cost(suspects: Path) -> None:
