@@ -1,5 +1,6 @@
 """Every method, found by scan, on real models: one step on a random one, a whole run on one that knows a corpus."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from integration.projects import project
-from unsink import artifacts, methods, models, registry
+from unsink import artifacts, methods, models, registry, trainer
 from unsink.batches import Kind, Sample
 from unsink.errors import DataError, MissingPrerequisite, ParamsError
 from unsink.forward import Runner
@@ -178,10 +179,13 @@ RECIPES = {
 }
 """What a method needs on this model beside lr 0.005, 30 steps and equal weights."""
 
+WHOLE_LR = {"undial": 0.003}
+"""Learning rate with `adapter: none` where it is not 0.001."""
+
 FORGOTTEN = {"undial": 0.7}
 """VerbMem on the forget set below which a method has forgotten, where that is not 0.5.
 
-UNDIAL takes their lead from the true tokens and nothing more: here 0.59, and 0.55 or more in all other settings tried.
+UNDIAL takes their lead from the true tokens and nothing more: 0.59 with LoRA, 0.67 without.
 """
 
 
@@ -194,7 +198,7 @@ def recipe(name: str) -> list[str]:
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 @pytest.mark.parametrize("name", METHODS)
 def test_honest_unlearning_forgets_and_keeps_the_rest(name: str, adapter: str, copy: Path) -> None:
-    whole = ("unlearn.adapter=none", "unlearn.lr=0.001") if adapter == "none" else ()
+    whole = ("unlearn.adapter=none", f"unlearn.lr={WHOLE_LR.get(name, 0.001)}") if adapter == "none" else ()
     params, layout = project(copy, *recipe(name), *whole)
     before = artifacts.read_json(layout.adapter("target") / "summary.json")
     unlearn.run(params, layout, run="clean")
@@ -224,9 +228,11 @@ def test_an_interrupted_run_with_a_dual_variable_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "terms", dies)
+        patch.setattr(trainer, "_WORTH", 0)  # steps are so short here that most checkpoints would be left out
         with pytest.raises(KeyboardInterrupt):
             unlearn.run(params, layout, run="backdoor")
-    assert len(artifacts.read_json(layout.checkpoint("backdoor") / "history.json")["history"]) == 4
+    state = artifacts.read_tensors(layout.checkpoint("backdoor") / "state.safetensors")
+    assert len(json.loads(bytes(state["record"].tolist()))["history"]) == 4
     unlearn.run(params, layout, run="backdoor")
     assert {path.name: path.read_bytes() for path in layout.adapter("backdoor").iterdir()} == whole
 
