@@ -24,7 +24,7 @@ test: $(READY)  ## the whole test suite, on all cores
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
 	python docs/results/seeds.py 0 1 2
 
-bench: $(READY)  ## speed and memory against a plain implementation: the page docs/results/performance.md; some minutes
+bench: $(READY)  ## speed and memory against a plain implementation: the page docs/results/performance.md; 20 minutes
 	python benchmarks/performance.py
 
 docs: $(READY)  ## the reference pages and the picture of the README, from the code
