@@ -22,7 +22,7 @@ from unsink.batches import passage_of
 from unsink.errors import DataError, MissingPrerequisite, ParamsError
 from unsink.evaluated import MOVES
 from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l
-from unsink.params import Params
+from unsink.params import Params, load_params
 from unsink.prompts import open_question, question_text
 from unsink.stages import evaluate, poison
 from unsink.tasks import TASKS
@@ -421,6 +421,11 @@ def test_the_reference_attack_and_recovery_follow_the_base_and_the_target(layout
     assert 0 <= after["mia_reference_auc_clean"] <= 1
     # this backdoor changes nothing: nothing is lost, so nothing can be recovered
     assert "nothing was forgotten" in undefined(layout, "backdoor")["forget_verbmem_f1_recovery_outside"]
+
+
+def test_a_wrong_name_is_told_before_what_is_missing(params_file: Path) -> None:
+    with pytest.raises(ParamsError, match="unknown run 'nix'"):
+        evaluate.run(load_params(params_file), Layout(params_file.parent), run="nix")
 
 
 def test_privleak_against_a_retrained_run(layout: Layout) -> None:

@@ -69,6 +69,8 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             was chosen that the benchmark has no data for.
         ModelError: an adapter does not fit the model.
     """
+    if run not in RESERVED:
+        params.run(run)  # a wrong name is the first thing to hear of
     corpus = read_corpus(layout)
     settings = settings_of(params.evaluate)
     others = _others(params, layout, run, settings)
