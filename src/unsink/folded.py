@@ -2,7 +2,7 @@
 
 PEFT multiplies by W, by A and by B, scales and adds: three products and four passes over activations, again in the
 backward pass. W + s B A costs as much as r more tokens, and then there is one product. It is made again in the backward
-pass, so that no copy of the weights is kept.
+pass, so that no copy of the weights is kept. With few tokens for the rank it does not pay, and PEFT goes on as before.
 
 Shapes: n tokens, i features in, o features out, r rank.
 """
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+_WORTH = 16  # tokens for each rank: 2 r tokens more must cost less than what is saved
 
 
 class _Parts(NamedTuple):
@@ -50,7 +52,7 @@ def folded(model: nn.Module) -> Iterator[None]:
 
 def _run(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     parts = None if args or kwargs else _parts(layer)
-    if parts is None:
+    if parts is None or x.shape[:-1].numel() < _WORTH * len(parts.a):
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     return _Folded.apply(x, parts.a, parts.b, parts)  # type: ignore[no-any-return, no-untyped-call]
 
