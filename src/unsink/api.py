@@ -23,9 +23,6 @@ LOG = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
-SHARED = ("memorize", "unlearn", "evaluate")
-"""Commands whose work several processes share."""
-
 
 class Project:
     """A project folder.
@@ -67,10 +64,10 @@ class Project:
         label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
         with self._reporter.working(label):
             params = self.params
-            if processes.count() > 1 and command not in SHARED:
+            if processes.count() > 1 and command not in processes.SHARED:
                 raise ParamsError(
                     f"{command} runs in one process, not in {processes.count()}",
-                    f"start it without torchrun; {', '.join(SHARED)} can share their work",
+                    f"start it without torchrun; {', '.join(processes.SHARED)} can share their work",
                 )
             LOG.debug("loading libraries")
             stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")

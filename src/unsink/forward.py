@@ -113,11 +113,14 @@ class Runner:
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over every sample and keep what the losses will ask for."""
-        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
+        todo = self._unread(samples)
         with torch.no_grad(), models.use(self.model, None), reporter.task("reading with the target", len(todo)) as step:
             for start in range(0, len(todo), batch):
                 self._remember(todo[start : start + batch])
                 step(len(todo[start : start + batch]))
+
+    def _unread(self, samples: Sequence[Sample]) -> list[Sample]:
+        return sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
@@ -125,7 +128,7 @@ class Runner:
         return join([self._policy([samples[place] for place in group]) for group in groups], groups)
 
     def _policy(self, samples: Sequence[Sample]) -> Forward:
-        batch = collate(samples, self.pad, self.model.device)
+        batch = self._collate(samples)
         below = pad_sequence([self._kept[s].below for s in samples], batch_first=True)  # (B, T, D)
         if self._can_skip is None:
             self._can_skip = self._skipping_is_exact(batch, below)
@@ -133,7 +136,7 @@ class Runner:
 
     def reference(self, samples: Sequence[Sample]) -> Forward:
         """Return the target's answer from memory."""
-        batch = collate(samples, self.pad, self.model.device)
+        batch = self._collate(samples)
         kept = [self._kept[s] for s in samples]
         forward = Forward(
             batch.labels,
@@ -155,18 +158,21 @@ class Runner:
         with torch.no_grad(), models.use(self.model, adapter):
             for start in range(0, len(samples), batch):
                 chunk = samples[start : start + batch]
-                forward = self._forward(collate(chunk, self.pad, self.model.device), None)
+                forward = self._forward(self._collate(chunk), None)
                 for row, sample in enumerate(chunk):
                     length = len(sample.ids)
                     found[sample] = {layer: v[row, :length].clone() for layer, v in forward.values.items()}
         return found
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples, self.pad, self.model.device)
 
     def _head(self, states: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
         return head(states.to(head.weight.dtype))  # type: ignore[no-any-return]
 
     def _remember(self, samples: Sequence[Sample]) -> None:
-        batch = collate(samples, self.pad, self.model.device)
+        batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
         for row, sample in enumerate(samples):

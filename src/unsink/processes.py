@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SHARED = ("memorize", "unlearn", "evaluate")
+"""Commands whose work several processes share."""
+
 
 def rank() -> int:
     """Return the number of this process, from 0."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unsink import processes
 from unsink.answers import Forward
-from unsink.batches import Sample, collate
+from unsink.batches import Sample
 from unsink.forward import Runner, join
 from unsink.progress import SILENT, Reporter
 
@@ -23,8 +23,7 @@ class SharedRunner(Runner):
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over this process's share, and keep what all have found."""
-        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
-        mine = processes.share(todo)
+        mine = processes.share(self._unread(samples))
         super().remember(mine, batch, reporter)
         for found in processes.gather({sample: self._kept[sample] for sample in mine}):
             self._kept |= found
@@ -44,7 +43,7 @@ class SharedRunner(Runner):
         return join(self._answers_of_all(own, shares), places)
 
     def _answers_of_all(self, own: Forward, shares: Sequence[Sequence[Sample]]) -> list[Forward]:
-        batches = [collate(samples, self.pad, self.model.device) for samples in shares]
+        batches = [self._collate(samples) for samples in shares]
         sizes = [tuple(batch.input_ids.shape) for batch in batches]
         states = processes.exchange(own.states, [(len(batch.rows), *own.states.shape[1:]) for batch in batches])
         hidden, values = (

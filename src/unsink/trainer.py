@@ -186,9 +186,10 @@ def _resume(
     if not checkpoint or not (checkpoint.folder / _STATE).exists():
         return []
     tensors = artifacts.read_tensors(checkpoint.folder / _STATE)
-    if _record(tensors)["digest"] != checkpoint.digest:
+    record = _record(tensors)
+    if record["digest"] != checkpoint.digest:
         return []
-    history = read_history(tensors)
+    history: History = record["history"]
     for name, p in parameters.items():
         p.data.copy_(tensors[f"weight/{name}"])
         if f"exp_avg/{name}" in tensors:

@@ -51,7 +51,7 @@ def placement_index(placement: str, body: int, start: int = 0) -> int:
     """
     if match := _INDEX.fullmatch(placement):
         before = int(match[1]) - 1
-        if before < start:
+        if 0 <= before < start:
             raise DataError(
                 f"placement 'index {match[1]}' lies in the chat's header, which ends at index {start + 1}",
                 f"choose an index of {start + 1} or more, or prefix",

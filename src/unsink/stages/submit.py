@@ -16,12 +16,11 @@ from typing import Any
 from unsink.artifacts import Layout
 from unsink.errors import MissingPrerequisite, ParamsError, UnsinkError
 from unsink.params import Params
+from unsink.processes import SHARED
 from unsink.progress import SILENT, Reporter
 from unsink.registry import suggest
 
 STAGES = ("poison", "unlearn", "sink-probe", "evaluate", "ablate", "stress", "audit", "mitigate")
-SHARED = ("unlearn", "evaluate")
-"""Stages of a run that several processes can share."""
 MINUTES = 240
 """Longest time of a task, where nothing else is given."""
 
