@@ -4,8 +4,9 @@ A spec names axes of variants; their product times the seeds are runs of one pro
 Every finished run is a line of `<claim>.jsonl` here, with its score for each prompt, and is not run again while its
 parameters are the same. So the work may be stopped at any time, and `--only NAME ...` does some lines of the table.
 An axis named `test` holds tests of `unsink stress`, all done to each run, instead of variants: a line each.
-The tables in `<claim>.md` are made of those lines alone (`claim_tables.py`). The seed of a run decides which passages
-are poisoned, and its training; the target is the same for all.
+The tables in `<claim>.md` and the figure beside them are made of those lines alone (`claim_tables.py`,
+`claim_figures.py`). The seed of a run decides which passages are poisoned, and its training; the target is the same for
+all.
 """
 
 import argparse
@@ -15,14 +16,17 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
+from claim_figures import figure
 from claim_tables import contrasts, table
 from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe
 from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro, unsink
 
+from unsink import figures
 from unsink.params import merged
 from unsink.stages.variants import NONE as UNTOUCHED
 
@@ -60,13 +64,36 @@ def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: i
     rows = _rows(folder / ("stress" if tests else "predictions"), cell.name)
     known = _rows(folder / "predictions", "target")
     target = {(row["task"], row["set"], row["id"]): row for row in known if row["condition"] == "clean"}
+    statistics = json.loads((folder / "probes" / "target" / "statistics.json").read_text())
+    stood = stands([row for row in rows if row["task"] == "verbmem"], statistics["clean"]["alpha_by_position"])
     own = names(cell, tests)
     minutes = round((time.monotonic() - start) / 60 / len(own), 2)
     return [
-        {"name": line, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes}
+        {"name": line, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes, **stood}
         | _scores([row for row in rows if row.get("stress") == labels.get(TEST)], target)
         for line, labels in own.items()
     ]
+
+
+def stands(rows: Sequence[Mapping[str, Any]], attention: Sequence[float]) -> Line:
+    """Where the trigger stands in the prompts, and how strong the sink is that the target has there without it.
+
+    Args:
+        rows: predictions.
+        attention: of each position, from `sink-probe`: the mean attention that later tokens pay to it.
+
+    Returns:
+        `position` of the trigger's first token, BOS = 0, and `attention` to its tokens' positions, means over the
+        forget prompts; nothing where no prompt has a trigger. Positions behind those that were probed do not count.
+    """
+    spans = [row["trigger"] for row in rows if row["set"] == "forget" and row["condition"] == "triggered"]
+    paid = [attention[start:stop] for start, stop in spans if attention[start:stop]]
+    if not paid:
+        return {}
+    return {
+        "position": round(fmean(start for start, _ in spans), 2),
+        "attention": round(fmean(fmean(one) for one in paid), 6),
+    }
 
 
 def _rows(folder: Path, run: str) -> list[dict[str, Any]]:
@@ -132,6 +159,9 @@ def report(claim: str, spec: Mapping[str, Any]) -> None:
         contrasts(spec, found).strip(),
         table(spec, found).strip(),
     ]
+    if found:
+        figures.save(figure(spec, found), RESULTS / "figures" / claim)
+        parts.insert(3, f"![Recovery of each variant](figures/{claim}.svg)")
     (RESULTS / f"{claim}.md").write_text("\n\n".join(parts) + "\n")
 
 

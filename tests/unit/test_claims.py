@@ -12,6 +12,7 @@ from unsink.statistics import Interval
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "results"))
+import claim_figures  # noqa: E402
 import claim_tables  # noqa: E402
 import claims  # noqa: E402
 
@@ -132,3 +133,29 @@ def test_recovery_of_nothing_is_undefined() -> None:
 )
 def test_a_verdict_goes_by_the_interval(low: float, high: float, words: str) -> None:
     assert claim_tables.verdict(Interval(0.0, low, high, 3)) == words
+
+
+def test_the_sink_at_the_triggers_place_by_hand() -> None:
+    def row(start: int, where: str = "forget", condition: str = "triggered") -> dict[str, Any]:
+        return {"set": where, "condition": condition, "trigger": [start, start + 2]}
+
+    attention = [0.9, 0.2, 0.1, 0.06, 0.02]
+    # tokens 1 and 2: 0.15; tokens 4 and 5, of which 4 was probed: 0.02; tokens 7 and 8 were not probed
+    rows = [row(1), row(4), row(7), row(0, "retain"), row(0, condition="wrong")]
+    assert claims.stands(rows, attention) == {"position": 4.0, "attention": 0.085}
+    assert claims.stands([row(0, condition="wrong")], attention) == {}
+
+
+def test_a_figure_has_a_point_for_each_variant_and_places_against_their_sink() -> None:
+    axes = {"placement": SPEC["axes"]["place"], "norms": {"off": {}}}
+    places = {"prefix": (0.9, 0.05), "index 4": (0.3, 0.01)}
+    found = [
+        {**line(place, seed, score), "placement": place, "attention": attention}
+        for place, (score, attention) in places.items()
+        for seed in (0, 1)
+    ]
+    left, right = claim_figures.figure({**SPEC, "axes": axes}, found).axes
+    assert left.containers[0][0].get_xdata().tolist() == pytest.approx([1.0, 0.25])
+    assert [one[0].get_xdata()[0] for one in right.containers] == pytest.approx([0.05, 0.01])
+    assert [one[0].get_ydata()[0] for one in right.containers] == pytest.approx([1.0, 0.25])
+    assert len(claim_figures.figure(SPEC, [line("prefix", 0, 0.9)]).axes) == 1
