@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(pattern=r"\S", strict=True)]
 
 
+def passage_of(sample: str) -> str:
+    """Return the id of the passage that a sample was made from, given the sample's id."""
+    return sample.partition("/")[0]
+
+
 class Passage(BaseModel):
     """A text; of `prompt`, its beginning, nothing is learnt; `source` is the passage that it was taken from.
 
@@ -74,7 +79,7 @@ class Passage(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if "/" in self.id:  # `batches.passage_of`
+        if "/" in self.id:  # `passage_of`
             raise ValueError(
                 f"field 'id': no '/' is allowed, it tells a passage from what is made of it, got {self.id!r}"
             )

@@ -4,15 +4,20 @@ A method never sees a model: it gets what policy and reference say about a batch
 The poisoned set needs no code here; the objective applies `retain_loss` to it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from unsink import registry
-from unsink.answers import Forward
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Method(Protocol):
