@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -307,6 +308,17 @@ def test_check_finds(invoke: Callable[..., Result], override: str, name: str, me
     assert code in (2, 3)
     assert not checks[name]["ok"]
     assert message in checks[name]["detail"]
+
+
+def test_check_finds_a_model_of_a_type_that_is_not_supported(
+    invoke: Callable[..., Result], params_file: Path, tiny_folder: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, params_file.parent / "other")
+    config = json.loads((folder / "config.json").read_text())
+    artifacts.write_json(folder / "config.json", config | {"model_type": "mamba"})
+    code, checks = check(invoke, "-S", f"model.source={folder}")
+    assert code == 3
+    assert "models of type 'mamba' are not supported" in checks["model"]["detail"]
 
 
 def test_check_reports_a_malformed_fetched_file(invoke: Callable[..., Result], params_file: Path) -> None:

@@ -2,6 +2,9 @@
 
 A method never sees a model: it gets what policy and reference say about a batch (`Forward`) and returns scalars.
 The poisoned set needs no code here; the objective applies `retain_loss` to it.
+
+Every command that checks params imports methods for their `Options`, and most of them run no model. So torch and the
+losses are imported where a formula needs them; above, annotations alone do.
 """
 
 from __future__ import annotations
