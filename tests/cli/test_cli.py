@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from unsink import __version__, artifacts
 from unsink.artifacts import Layout
 from unsink.cli import app
-from unsink.errors import DataError, Interrupted, MissingPrerequisite
+from unsink.errors import DataError, MissingPrerequisite
 
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
@@ -160,7 +160,7 @@ def test_an_unknown_run_exits_with_2(invoke: Callable[..., Result]) -> None:
     assert "unknown run 'cleen'; did you mean 'clean'?" in result.stderr
 
 
-@pytest.mark.parametrize("error", [DataError, MissingPrerequisite, Interrupted])
+@pytest.mark.parametrize("error", [DataError, MissingPrerequisite])
 def test_what_could_not_run_exits_with_3(
     invoke: Callable[..., Result], stage: Callable[[Stage], None], error: type[DataError]
 ) -> None:
@@ -176,15 +176,15 @@ def test_a_missing_prerequisite_names_the_command(invoke: Callable[..., Result])
     assert "hint: run `unsink fetch` first" in result.stderr
 
 
-def test_ctrl_c_exits_with_3_and_says_how_to_go_on(
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     invoke: Callable[..., Result], stage: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["unsink", "unlearn", "--run", "clean"])
     stage(failing(KeyboardInterrupt()))
     result = invoke("unlearn", "--run", "clean")
-    assert result.exit_code == 3
-    assert "error: interrupted" in result.stderr
-    assert "unsink unlearn --run clean" in result.stderr
+    assert (result.exit_code, result.stdout) == (130, "")
+    said = ["error: interrupted; nothing is half-written", "hint: to go on: unsink unlearn --run clean"]
+    assert result.stderr.splitlines() == said
 
 
 def test_a_full_disk_exits_with_3(invoke: Callable[..., Result], stage: Callable[[Stage], None]) -> None:

@@ -11,7 +11,8 @@ and, if they apply,
     Options            pydantic model of its section `fetch.<name>`; `fetch` gets the values by name
     MODELS             published checkpoints by what they are ("target", "retrained"), see `_hub.Source`
     PUBLISHED = True   the records are others' work and are taken as they are, repeated questions included
-    TOKENIZES = True   `fetch` gets the model's tokenizer, by the name `tokenizer`, to cut or to frame texts
+    TOKENIZES = True   `fetch` gets the model's tokenizer, by the name `tokenizer`, to cut or to frame texts; the name
+                       of an option in place of True: where that is on
     DIALECT            the conventions of its field, `evaluate.dialect` where params name none; else "muse"
 
 `fetch` writes its files into the empty folder `dest` and returns what the manifest is to say of their origin; `root` is
