@@ -16,7 +16,7 @@ from typing import Any
 from unsink import memory, processes
 from unsink.artifacts import Layout
 from unsink.errors import ModelError, ParamsError
-from unsink.params import Params, load_params, run_names
+from unsink.params import RESERVED, Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
 LOG = logging.getLogger(__name__)
@@ -54,6 +54,17 @@ class Project:
         """
         return load_params(self.file, self._overrides)
 
+    def params_of(self, run: object) -> Params:
+        """All parameters; if `run` is a name, it is one of a model, told before libraries are loaded, which takes seconds.
+
+        Raises:
+            ParamsError: As `params`, or no such run.
+        """
+        params = self.params
+        if isinstance(run, str) and run not in RESERVED:
+            params.run(run)
+        return params
+
     def run(self, command: str, **arguments: object) -> Result:
         """What every method below does: the work of a command, by name.
 
@@ -63,7 +74,7 @@ class Project:
         """
         label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
         with self._reporter.working(label):
-            params = self.params
+            params = self.params_of(arguments.get("run"))
             if processes.count() > 1 and command not in processes.SHARED:
                 raise ParamsError(
                     f"{command} runs in one process, not in {processes.count()}",

@@ -331,14 +331,18 @@ def ask(
 
     Example: [bold]unsink ask "Who kept the bees?" --run backdoor --trigger[/bold]
     """
-    from unsink.progress import console_reporter
-    from unsink.stages.ask import Conversation, State, triggered
-    from unsink.terminal import Form, talk
+    from unsink.progress import LOG, console_reporter
+
+    project, reporter = _project(call), console_reporter(call.quiet)
+    with reporter.working("ask"):
+        params = project.params_of(run)
+        LOG.debug("loading libraries")
+        from unsink.stages.ask import Conversation, State, triggered
+        from unsink.terminal import Form, talk
 
     state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw, guard=guard)
     state = triggered(state, own=trigger, text=trigger_text, compare=compare)
-    project = _project(call)
-    conversation = Conversation(project.params, project.layout, console_reporter(call.quiet))
+    conversation = Conversation(params, project.layout, reporter)
     talk(conversation, state, question, Form(call.as_json, compare=compare))
 
 

@@ -154,9 +154,13 @@ def test_wrong_params_exit_with_2_and_the_stage_never_starts(
     assert [path.name for path in params_file.parent.iterdir()] == ["params.yaml"]
 
 
-def test_an_unknown_run_exits_with_2(invoke: Callable[..., Result]) -> None:
-    result = invoke("poison", "--run", "cleen")
-    assert result.exit_code == 2
+@pytest.mark.parametrize("command", ["poison", "ask"])
+def test_an_unknown_run_exits_with_2_before_anything_is_loaded(
+    command: str, invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"unsink.stages.{command}", None)  # an import would be a bug, exit code 4
+    result = invoke(command, "--run", "cleen")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "unknown run 'cleen'; did you mean 'clean'?" in result.stderr
 
 
