@@ -55,7 +55,10 @@ class Project:
         return load_params(self.file, self._overrides)
 
     def params_of(self, run: object) -> Params:
-        """All parameters; if `run` is a name, it is one of a model, told before libraries are loaded, which takes seconds.
+        """All parameters, if there is such a run: so a mistyped one is told before libraries load, which takes seconds.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`; anything but a text is not looked at.
 
         Raises:
             ParamsError: As `params`, or no such run.
