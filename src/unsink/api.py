@@ -15,7 +15,7 @@ from typing import Any
 
 from unsink import memory, processes
 from unsink.artifacts import Layout
-from unsink.errors import ModelError, ParamsError
+from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.params import RESERVED, Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
@@ -267,10 +267,15 @@ class Project:
 
         Raises:
             MissingPrerequisite: Nothing has been evaluated yet.
+            ParamsError: Nor is there a params file.
         """
         from unsink.stages.show import pooled, results
 
-        rows = results(self.layout)
+        try:
+            rows = results(self.layout)
+        except MissingPrerequisite:
+            run_names(self.file)  # in a wrong folder there are no params either, and that says more
+            raise
         return rows | pooled(self.params, self.layout) if self.file.exists() else rows
 
     def report(self, output: str | Path | None = None) -> Result:

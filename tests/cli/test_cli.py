@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from unsink import __version__, artifacts
+from unsink import __version__, artifacts, cli
 from unsink.artifacts import Layout
 from unsink.cli import app
 from unsink.errors import DataError, MissingPrerequisite
@@ -65,7 +65,9 @@ def failing(error: BaseException) -> Stage:
 def test_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
-    assert f"Example: unsink {command}" in result.stdout
+    example = getattr(cli, command.replace("-", "_")).__doc__.partition("Example: ")[2]
+    assert example.startswith(f"unsink {command}")
+    assert " ".join(f"Example: {example}".split()) in " ".join(result.stdout.split())  # brackets included
 
 
 def test_help_lists_every_command() -> None:
@@ -247,6 +249,13 @@ def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) ->
     result = invoke("show")
     assert result.exit_code == 3
     assert "`dvc repro`" in result.stderr
+
+
+def test_show_in_a_wrong_folder_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["show", "--params", str(tmp_path / "params.yaml")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "params.yaml: cannot be read" in result.stderr
+    assert "hint: run the command in the project folder" in result.stderr
 
 
 # ---- fetch --check
