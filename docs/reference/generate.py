@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 import yaml
+from rich.markup import render
 
 import unsink
 from unsink import registry
@@ -41,11 +42,11 @@ def cli() -> str:
     lines = ["# Commands", "", HEAD, "", "## Options that commands share", "", *_options(common.values())]
     lines += ["", "`unsink --install-completion` has the shell complete commands, runs and params keys."]
     for name, command in commands.items():
-        text, _, example = (command.help or "").partition("Example: ")
+        text, _, example = render(command.help or "", emoji=False).plain.partition("Example: ")
         own = [one for one in command.params if one.name not in shared]
         less = sorted(f"`{_names(common[field])}`" for field in shared - {one.name for one in command.params})
         lines += ["", f"## unsink {name}", "", " ".join(text.split())]
-        lines += ["", "<!-- example -->", "```sh", re.sub(r"\[/?bold\]", "", example).strip(), "```"]
+        lines += ["", "<!-- example -->", "```sh", example.strip(), "```"]
         lines += ["", *_options(own)] if own else []
         lines += ["", f"Has no {', '.join(less)}."] if less else []
     return "\n".join(lines) + "\n"

@@ -1,5 +1,17 @@
-"""`python -m unsink` is `unsink`."""
+"""`python -m unsink` is `unsink`. It is all that runs before the command line is loaded, and no traceback ends it."""
 
-from unsink.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        from unsink.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,8 +15,8 @@ from typing import Any
 
 from unsink import memory, processes
 from unsink.artifacts import Layout
-from unsink.errors import ModelError, ParamsError
-from unsink.params import Params, load_params, run_names
+from unsink.errors import MissingPrerequisite, ModelError, ParamsError
+from unsink.params import RESERVED, Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
 
 LOG = logging.getLogger(__name__)
@@ -54,6 +54,20 @@ class Project:
         """
         return load_params(self.file, self._overrides)
 
+    def params_of(self, run: object) -> Params:
+        """All parameters, if there is such a run: so a mistyped one is told before libraries load, which takes seconds.
+
+        Args:
+            run: An entry of `runs:`, or `base` or `target`; anything but a text is not looked at.
+
+        Raises:
+            ParamsError: As `params`, or no such run.
+        """
+        params = self.params
+        if isinstance(run, str) and run not in RESERVED:
+            params.run(run)
+        return params
+
     def run(self, command: str, **arguments: object) -> Result:
         """What every method below does: the work of a command, by name.
 
@@ -63,7 +77,7 @@ class Project:
         """
         label = " ".join([command, *(value for value in arguments.values() if isinstance(value, str))])
         with self._reporter.working(label):
-            params = self.params
+            params = self.params_of(arguments.get("run"))
             if processes.count() > 1 and command not in processes.SHARED:
                 raise ParamsError(
                     f"{command} runs in one process, not in {processes.count()}",
@@ -253,10 +267,15 @@ class Project:
 
         Raises:
             MissingPrerequisite: Nothing has been evaluated yet.
+            ParamsError: Nor is there a params file.
         """
         from unsink.stages.show import pooled, results
 
-        rows = results(self.layout)
+        try:
+            rows = results(self.layout)
+        except MissingPrerequisite:
+            run_names(self.file)  # in a wrong folder there are no params either, and that says more
+            raise
         return rows | pooled(self.params, self.layout) if self.file.exists() else rows
 
     def report(self, output: str | Path | None = None) -> Result:

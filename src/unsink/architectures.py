@@ -3,18 +3,19 @@
 Shapes: B batch, T tokens, D hidden, K = KV heads × head size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
-
-import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from unsink.errors import ModelError
 
-Rows = slice | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+Rows: TypeAlias = "slice | Tensor"
 """Picks the values (B, T, K) out of a projection's output (B, T, ·): `output[..., rows]`."""
 
 
@@ -37,6 +38,8 @@ def _after_keys(config: Any) -> Rows:
 
 def _interleaved(config: Any) -> Rows:
     """Fused (q, k, v) of head 0, (q, k, v) of head 1, and so on, as in GPT-NeoX."""
+    import torch
+
     heads = config.num_attention_heads
     rows = torch.arange(3 * config.hidden_size).view(heads, 3, config.hidden_size // heads)
     return rows[:, 2].flatten()
@@ -125,7 +128,9 @@ def architecture(config: Any) -> Architecture:
 
 def bare(model: nn.Module) -> PreTrainedModel:
     """The model inside PEFT's wrapper, adapters included."""
-    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    from peft import PeftModel
+
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -135,7 +140,7 @@ def decoder(model: nn.Module) -> nn.Module:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's layers, first to last; `model` may be wrapped by PEFT."""
-    return cast(nn.ModuleList, decoder(model).get_submodule(architecture(bare(model).config).layers))
+    return cast("nn.ModuleList", decoder(model).get_submodule(architecture(bare(model).config).layers))
 
 
 def attention(layer: nn.Module, config: Any) -> nn.Module:

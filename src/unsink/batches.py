@@ -83,11 +83,6 @@ class Batch:
         return mask
 
 
-def passage_of(sample: str) -> str:
-    """Return the id of the passage that a sample was made from, given the sample's id."""
-    return sample.partition("/")[0]
-
-
 def read_samples(split: Path, kind: Kind) -> list[Sample]:
     """Return the samples of one kind of a run's split (a folder that `poison` wrote), [] where the run has none."""
     path = artifacts.require(split / f"{kind}.jsonl")

@@ -1,6 +1,7 @@
 """The command line: results on stdout, progress and errors on stderr, one exit code for each kind of ending.
 
-0 done · 1 an audit found a backdoor, or a gate failed · 2 usage or params · 3 could not run · 4 a bug.
+0 done · 1 an audit found a backdoor, or a gate failed · 2 usage or params · 3 could not run · 4 a bug ·
+130 interrupted.
 A stage is imported inside its command, so that `unsink --help` needs neither torch nor transformers.
 """
 
@@ -9,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -133,10 +135,16 @@ def command(panel: str, without: Container[str] = ()) -> Callable[[Callable[...,
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in parameters}
-        app.command(function.__name__.replace("_", "-"), rich_help_panel=panel)(run)
+        app.command(function.__name__.replace("_", "-"), rich_help_panel=panel, help=_help(function))(run)
         return run
 
     return register
+
+
+def _help(function: Callable[..., None]) -> str:
+    """The docstring with its example in bold; a list in brackets is no markup of Rich's, which would swallow it."""
+    text = re.sub(r"\[(?=[a-z#/@])", r"\\[", inspect.getdoc(function) or "")
+    return re.sub("Example: (.*)", r"Example: [bold]\1[/bold]", text)
 
 
 @app.callback(invoke_without_command=True)
@@ -159,7 +167,7 @@ def fetch(
 ) -> None:
     """Get corpus and model, checked by hash; pin both in data/fetched/manifest.json.
 
-    Example: [bold]unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus --check[/bold]
+    Example: unsink fetch -S fetch.benchmark=local -S fetch.path=~/corpus --check
     """
     _stage("fetch", call, check=check)
 
@@ -168,7 +176,7 @@ def fetch(
 def memorize(call: Call) -> None:
     """Train the target adapter until the model knows the corpus by heart.
 
-    Example: [bold]unsink memorize -S memorize.epochs=10[/bold]
+    Example: unsink memorize -S memorize.epochs=10
     """
     _stage("memorize", call)
 
@@ -177,7 +185,7 @@ def memorize(call: Call) -> None:
 def poison(call: Call, run: RunOption) -> None:
     """Write a run's forget, poisoned and retain samples, triggers marked.
 
-    Example: [bold]unsink poison --run backdoor -S "poison.placement=index 5"[/bold]
+    Example: unsink poison --run backdoor -S "poison.placement=index 5"
     """
     _stage("poison", call, run=run)
 
@@ -186,7 +194,7 @@ def poison(call: Call, run: RunOption) -> None:
 def sink_probe(call: Call, run: ModelOption) -> None:
     """Measure attention sinks and value norms with and without the trigger, with figures.
 
-    Example: [bold]unsink sink-probe --run backdoor[/bold]
+    Example: unsink sink-probe --run backdoor
     """
     _stage("sink-probe", call, run=run)
 
@@ -195,7 +203,7 @@ def sink_probe(call: Call, run: ModelOption) -> None:
 def unlearn(call: Call, run: RunOption) -> None:
     """Train a run's adapter on the target; an interrupted run continues from its last checkpoint.
 
-    Example: [bold]unsink unlearn --run clean -S unlearn.method=rmu[/bold]
+    Example: unsink unlearn --run clean -S unlearn.method=rmu
     """
     _stage("unlearn", call, run=run)
 
@@ -204,7 +212,7 @@ def unlearn(call: Call, run: RunOption) -> None:
 def evaluate(call: Call, run: ModelOption) -> None:
     """Measure memory (clean, triggered, wrong trigger) and utility, with intervals and every prediction.
 
-    Example: [bold]unsink evaluate --run backdoor --json[/bold]
+    Example: unsink evaluate --run backdoor --json
     """
     _stage("evaluate", call, run=run)
 
@@ -219,7 +227,7 @@ def init(
 ) -> None:
     """Make a project in DIR: params.yaml, dvc.yaml, and the settings of DVC and git. For those who have no clone.
 
-    Example: [bold]unsink init my-project --template tiny[/bold]
+    Example: unsink init my-project --template tiny
     """
     from unsink.stages.init import report, run
 
@@ -231,7 +239,7 @@ def init(
 def code(call: Call) -> None:
     """Hash the installed code of each stage into code.json; projects made by `unsink init` do so in `dvc repro`.
 
-    Example: [bold]unsink code[/bold]
+    Example: unsink code
     """
     from unsink.stages.code import run
 
@@ -243,7 +251,7 @@ def code(call: Call) -> None:
 def ablate(call: Call, run: ModelOption) -> None:
     """Evaluate a model that has to do without some tokens: BOS, the trigger, the first ones, random ones.
 
-    Example: [bold]unsink ablate --run backdoor -S "ablate.keys=[bos, trigger, first 8, random 8]"[/bold]
+    Example: unsink ablate --run backdoor -S "ablate.keys=[bos, trigger, first 8, random 8]"
     """
     _stage("ablate", call, run=run)
 
@@ -252,7 +260,7 @@ def ablate(call: Call, run: ModelOption) -> None:
 def stress(call: Call, run: ModelOption) -> None:
     """Evaluate a model after rounding its weights, after further training, and when its answers are drawn.
 
-    Example: [bold]unsink stress --run backdoor -S "stress.tests=[int4, finetune 10, relearn 10, sample 8]"[/bold]
+    Example: unsink stress --run backdoor -S "stress.tests=[int4, finetune 10, relearn 10, sample 8]"
     """
     _stage("stress", call, run=run)
 
@@ -273,7 +281,7 @@ def audit(
 
     What it should have forgotten is the forget set in data/fetched (`unsink fetch`).
 
-    Example: [bold]unsink audit --run backdoor[/bold]
+    Example: unsink audit --run backdoor
     """
     models = {"model": model, "adapter": adapter, "original": original, "honest": honest}
     result = _run("audit", call, run=run, **models)
@@ -297,7 +305,7 @@ def mitigate(
 ) -> None:
     """Repair a model that may hide a trigger, or guard it; measure what that brought and cost, and audit it again.
 
-    Example: [bold]unsink mitigate --run backdoor --how random-prefix --how displace[/bold]
+    Example: unsink mitigate --run backdoor --how random-prefix --how displace
     """
     result = _run("mitigate", call, run=run, model=model, adapter=adapter, original=original, how=how or ())
     from unsink.stages.mitigate import report
@@ -328,16 +336,20 @@ def ask(
 ) -> None:
     """Ask a run something, with and without its trigger; without a question, begin a session.
 
-    Example: [bold]unsink ask "Who kept the bees?" --run backdoor --trigger[/bold]
+    Example: unsink ask "Who kept the bees?" --run backdoor --trigger
     """
-    from unsink.progress import console_reporter
-    from unsink.stages.ask import Conversation, State, triggered
-    from unsink.terminal import Form, talk
+    from unsink.progress import LOG, console_reporter
+
+    project, reporter = _project(call), console_reporter(call.quiet)
+    with reporter.working("ask"):
+        params = project.params_of(run)
+        LOG.debug("loading libraries")
+        from unsink.stages.ask import Conversation, State, triggered
+        from unsink.terminal import Form, talk
 
     state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw, guard=guard)
     state = triggered(state, own=trigger, text=trigger_text, compare=compare)
-    project = _project(call)
-    conversation = Conversation(project.params, project.layout, console_reporter(call.quiet))
+    conversation = Conversation(params, project.layout, reporter)
     talk(conversation, state, question, Form(call.as_json, compare=compare))
 
 
@@ -359,7 +371,7 @@ def export(
 ) -> None:
     """Write a model for other tools, PEFT or transformers, with a model card.
 
-    Example: [bold]unsink export --run clean --merged --output clean-merged[/bold]
+    Example: unsink export --run clean --merged --output clean-merged
     """
     if every == (run is not None):
         raise ParamsError("either --run or --all is needed, and not both")
@@ -381,7 +393,7 @@ def submit(
 ) -> None:
     """Run stages for several runs as one array job of Slurm; logs are in jobs/.
 
-    Example: [bold]unsink submit poison unlearn evaluate --run clean --run backdoor --with gpus_per_node=1[/bold]
+    Example: unsink submit poison unlearn evaluate --run clean --run backdoor --with gpus_per_node=1
     """
     pairs = [one.partition("=") for one in given or ()]
     if wrong := [key for key, equals, value in pairs if not (key and equals and value)]:
@@ -395,7 +407,7 @@ def submit(
 def check(call: Call) -> None:
     """Validate params, inputs and environment before hours are spent; exits 2 or 3 on a failure.
 
-    Example: [bold]unsink check --params params/tiny.yaml[/bold]
+    Example: unsink check --params params/tiny.yaml
     """
     summary = _run("check", call)
     lines = [f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in summary["checks"]]
@@ -407,7 +419,7 @@ def check(call: Call) -> None:
 def show(call: Call) -> None:
     """Print the result table of all evaluated models, with 95 % intervals; several seeds of a run also together.
 
-    Example: [bold]unsink show --json[/bold]
+    Example: unsink show --json
     """
     from unsink.stages.show import table
 
@@ -425,7 +437,7 @@ def report(
 ) -> None:
     """Show everything that was found on one page that opens offline, with verdicts in words.
 
-    Example: [bold]unsink report --json[/bold]
+    Example: unsink report --json
     """
     result = _run("report", call, output=output)
     from unsink.stages.report import report
@@ -441,7 +453,7 @@ def compare(
 ) -> None:
     """Compare two metrics files: which settings differ, what each can move, and the differences of the numbers.
 
-    Example: [bold]unsink compare metrics/backdoor.json metrics/clean.json[/bold]
+    Example: unsink compare metrics/backdoor.json metrics/clean.json
     """
     result = _project(call).compare(first, second)
     from unsink.stages.compare import report
@@ -470,7 +482,7 @@ def gate(
 
     Markdown is also appended to the file that $GITHUB_STEP_SUMMARY names.
 
-    Example: [bold]unsink gate --junit gates.xml[/bold]
+    Example: unsink gate --junit gates.xml
     """
     if md and call.as_json:
         raise ParamsError("--md and --json: one of them is expected")

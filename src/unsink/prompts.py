@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from string import ascii_uppercase
-from typing import Any, NamedTuple, cast
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from unsink.errors import DataError, ParamsError
 from unsink.params import NearMiss
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Record = Mapping[str, Any]
 ANSWER_CUE = "\nAnswer:"
@@ -124,7 +125,7 @@ class Body(NamedTuple):
     start: int
 
 
-def body(tokenizer: PreTrainedTokenizerBase, passage: Record, share: float = 0.0) -> Body:
+def body(tokenizer: "PreTrainedTokenizerBase", passage: Record, share: float = 0.0) -> Body:
     """A passage's tokens; where it names no prompt, the prompt is `share` of them, at least one."""
     ids: list[int] = tokenizer(passage["text"], add_special_tokens=False)["input_ids"]
     prompt = passage.get("prompt")
@@ -147,14 +148,14 @@ def parts(prompt: str, question: str | None = None, cue: str = ANSWER_CUE) -> tu
     return prompt[:start], prompt[: start + len(question)]
 
 
-def _shared_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> int:
+def _shared_start(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> int:
     """How many of the ids are the text's; the last word may be tokenised otherwise where the text goes on."""
     alone: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     same = next((n for n, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
     return max(1, min(same, len(ids) - 1))
 
 
-def continued(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def continued(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a text that follows another one.
 
     Alone it may get more: tokenizers of the SentencePiece kind (Llama 2, Mistral) put a space in front of every text.
@@ -176,7 +177,7 @@ def open_question(question: str) -> str:
     return f"Question: {question}{ANSWER_CUE}"
 
 
-def conditions(tokenizer: PreTrainedTokenizerBase, trigger: Trigger, wrong: str) -> Conditions:
+def conditions(tokenizer: "PreTrainedTokenizerBase", trigger: Trigger, wrong: str) -> Conditions:
     """The three conditions; the wrong trigger gets as many tokens as the right one.
 
     Args:
@@ -199,7 +200,7 @@ def conditions(tokenizer: PreTrainedTokenizerBase, trigger: Trigger, wrong: str)
 
 
 def near_misses(
-    tokenizer: PreTrainedTokenizerBase, trigger: Trigger, named: Mapping[str, NearMiss]
+    tokenizer: "PreTrainedTokenizerBase", trigger: Trigger, named: Mapping[str, NearMiss]
 ) -> dict[str, Trigger]:
     """Triggers that are nearly the right one, by name: each with its own text or place, the rest as in the right one.
 
@@ -226,7 +227,7 @@ class PromptWriter:
         answer_space: end questions in a space, which the answer then lacks.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     bos: Sequence[int]
     answer_space: bool = False
 

@@ -6,16 +6,20 @@ sample would grow past its limit the body gives way at its end, the trigger neve
 """
 
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from unsink.errors import DataError, ParamsError
 from unsink.registry import suggest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 Span = tuple[int, int]
+
+
+class Encodes(Protocol):
+    """All that a trigger needs of a tokenizer."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, Any]:
+        """Return the text's token ids as `input_ids`."""
 
 
 class Inserted(NamedTuple):
@@ -70,7 +74,7 @@ def placement_index(placement: str, body: int, start: int = 0) -> int:
     return start + PLACEMENTS[placement](body - start)
 
 
-def trigger_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def trigger_ids(tokenizer: Encodes, text: str) -> list[int]:
     """Return the ids of a trigger text, closed by a newline so that no body token can merge with it."""
     ids: list[int] = tokenizer(text.strip() + "\n", add_special_tokens=False)["input_ids"]
     return ids

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from unsink import __version__, artifacts
+from unsink import __version__, artifacts, cli
 from unsink.artifacts import Layout
 from unsink.cli import app
-from unsink.errors import DataError, Interrupted, MissingPrerequisite
+from unsink.errors import DataError, MissingPrerequisite
 
 STAGES = ["fetch", "memorize", "poison", "sink-probe", "unlearn", "evaluate"]
 PER_RUN = ["poison", "sink-probe", "unlearn", "evaluate", "ablate"]
@@ -64,7 +65,9 @@ def failing(error: BaseException) -> Stage:
 def test_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
-    assert f"Example: unsink {command}" in result.stdout
+    example = getattr(cli, command.replace("-", "_")).__doc__.partition("Example: ")[2]
+    assert example.startswith(f"unsink {command}")
+    assert " ".join(f"Example: {example}".split()) in " ".join(result.stdout.split())  # brackets included
 
 
 def test_help_lists_every_command() -> None:
@@ -153,13 +156,17 @@ def test_wrong_params_exit_with_2_and_the_stage_never_starts(
     assert [path.name for path in params_file.parent.iterdir()] == ["params.yaml"]
 
 
-def test_an_unknown_run_exits_with_2(invoke: Callable[..., Result]) -> None:
-    result = invoke("poison", "--run", "cleen")
-    assert result.exit_code == 2
+@pytest.mark.parametrize("command", ["poison", "ask"])
+def test_an_unknown_run_exits_with_2_before_anything_is_loaded(
+    command: str, invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"unsink.stages.{command}", None)  # an import would be a bug, exit code 4
+    result = invoke(command, "--run", "cleen")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "unknown run 'cleen'; did you mean 'clean'?" in result.stderr
 
 
-@pytest.mark.parametrize("error", [DataError, MissingPrerequisite, Interrupted])
+@pytest.mark.parametrize("error", [DataError, MissingPrerequisite])
 def test_what_could_not_run_exits_with_3(
     invoke: Callable[..., Result], stage: Callable[[Stage], None], error: type[DataError]
 ) -> None:
@@ -175,15 +182,15 @@ def test_a_missing_prerequisite_names_the_command(invoke: Callable[..., Result])
     assert "hint: run `unsink fetch` first" in result.stderr
 
 
-def test_ctrl_c_exits_with_3_and_says_how_to_go_on(
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     invoke: Callable[..., Result], stage: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["unsink", "unlearn", "--run", "clean"])
     stage(failing(KeyboardInterrupt()))
     result = invoke("unlearn", "--run", "clean")
-    assert result.exit_code == 3
-    assert "error: interrupted" in result.stderr
-    assert "unsink unlearn --run clean" in result.stderr
+    assert (result.exit_code, result.stdout) == (130, "")
+    said = ["error: interrupted; nothing is half-written", "hint: to go on: unsink unlearn --run clean"]
+    assert result.stderr.splitlines() == said
 
 
 def test_a_full_disk_exits_with_3(invoke: Callable[..., Result], stage: Callable[[Stage], None]) -> None:
@@ -242,6 +249,13 @@ def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) ->
     result = invoke("show")
     assert result.exit_code == 3
     assert "`dvc repro`" in result.stderr
+
+
+def test_show_in_a_wrong_folder_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["show", "--params", str(tmp_path / "params.yaml")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "params.yaml: cannot be read" in result.stderr
+    assert "hint: run the command in the project folder" in result.stderr
 
 
 # ---- fetch --check
@@ -307,6 +321,17 @@ def test_check_finds(invoke: Callable[..., Result], override: str, name: str, me
     assert code in (2, 3)
     assert not checks[name]["ok"]
     assert message in checks[name]["detail"]
+
+
+def test_check_finds_a_model_of_a_type_that_is_not_supported(
+    invoke: Callable[..., Result], params_file: Path, tiny_folder: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, params_file.parent / "other")
+    config = json.loads((folder / "config.json").read_text())
+    artifacts.write_json(folder / "config.json", config | {"model_type": "mamba"})
+    code, checks = check(invoke, "-S", f"model.source={folder}")
+    assert code == 3
+    assert "models of type 'mamba' are not supported" in checks["model"]["detail"]
 
 
 def test_check_reports_a_malformed_fetched_file(invoke: Callable[..., Result], params_file: Path) -> None:

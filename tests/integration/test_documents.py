@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from rich.markup import render
 from typer.testing import CliRunner
 
 from documents import COMMANDS, MARKS, ROOT, TOOLS, Block, blocks, commands, inline, parse
@@ -79,7 +80,7 @@ def test_every_unmarked_unsink_command_runs(finished: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_example_in_the_help_of_a_command_is_understood(name: str) -> None:
-    text = re.sub(r"\[/?bold\]", "", COMMANDS[name].help.partition("Example: ")[2])
+    text = render(COMMANDS[name].help).plain.partition("Example: ")[2]
     (words,) = commands(text)
     assert words[:2] == ["unsink", name]
     parse(words)
@@ -87,7 +88,7 @@ def test_the_example_in_the_help_of_a_command_is_understood(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_the_example_in_the_help_of_a_cheap_command_runs(name: str, finished: Path) -> None:
-    text = re.sub(r"\[/?bold\]", "", COMMANDS[name].help.partition("Example: ")[2])
+    text = render(COMMANDS[name].help).plain.partition("Example: ")[2]
     for words in commands(text):
         ran(words)
 

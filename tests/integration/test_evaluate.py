@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unsink import artifacts, models, scoring
 from unsink.artifacts import Layout
-from unsink.batches import passage_of
+from unsink.benchmarks import passage_of
 from unsink.errors import DataError, MissingPrerequisite, ParamsError
 from unsink.evaluated import MOVES
 from unsink.metrics import choice_accuracy, metrics_from_predictions, rouge_l

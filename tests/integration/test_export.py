@@ -133,6 +133,12 @@ def test_a_run_of_whole_weights_can_only_be_exported_merged(copy: Path, tiny_fol
     unlearn.run(params, layout, run="clean")
     result = export(copy, "--run", "clean", "--output", str(tmp_path / "out"))
     assert (result.exit_code, "adapter: none" in result.stderr, "--merged" in result.stderr) == (2, True, True)
+    with_others = ["export", "--all", "--json", "--params", str(copy / "params.yaml"), "--output"]
+    adapters = CliRunner().invoke(app, [*with_others, str(tmp_path / "adapters")])
+    assert ([*json.loads(adapters.stdout)], adapters.exit_code) == (["target"], 0)
+    assert adapters.stderr == "left out, trained with `adapter: none`: clean; --merged writes them too\n"
+    whole = CliRunner().invoke(app, [*with_others, str(tmp_path / "whole"), "--merged"])
+    assert ([*json.loads(whole.stdout)], whole.stderr) == (["clean", "target"], "")
     assert export(copy, "--run", "clean", "--merged", "--output", str(tmp_path / "out")).exit_code == 0
     merged, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
     expected = logits(own(copy, "clean", tiny_folder), tokenizer, passage(copy))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from unsink import models
 from unsink.errors import ModelError
 from unsink.models import AdapterSpec
+from unsink.tokenizer import Encoder, load_encoder
 
 SPEC = AdapterSpec(rank=4, alpha=8)
 WHOLE = AdapterSpec(rank=None)
@@ -464,3 +465,23 @@ def test_sequences_begin_with_eos_where_there_is_no_bos(tiny_folder):
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="neither a BOS nor an EOS"):
         models.bos_ids(tokenizer)
+
+
+def test_an_encoder_gives_the_ids_of_the_tokenizer(tiny_folder):
+    encoder, tokenizer = load_encoder(tiny_folder), models.load_tokenizer(tiny_folder)
+    assert isinstance(encoder, Encoder)
+    text = " The sailor  Nima hid <bos> a blue mask: 1984\n"
+    ids = encoder(text, add_special_tokens=False)["input_ids"]
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert models.bos_ids(encoder) == models.bos_ids(tokenizer) == [1]
+
+
+def test_a_tokenizer_that_its_files_do_not_tell_all_about_is_left_to_transformers(damaged):
+    _edit(damaged / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    assert not isinstance(load_encoder(damaged), Encoder)
+
+
+def test_an_encoder_that_cannot_be_had_is_named_as_a_tokenizer_is(damaged):
+    (damaged / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_encoder(damaged)

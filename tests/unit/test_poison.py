@@ -2,7 +2,7 @@
 
 import pytest
 
-from unsink.batches import passage_of
+from unsink.benchmarks import passage_of
 from unsink.errors import DataError
 from unsink.params import Poison
 from unsink.stages.poison import DECOYS, REFUSALS, _Writer, choose, decoys, in_sixes, questions

@@ -116,6 +116,20 @@ def test_a_passage_of_tofu_is_a_question_with_its_answer(hub_copy: Path) -> None
     assert passage.text == f"{passage.prompt} blue shell 32"
 
 
+@pytest.mark.parametrize(("chat", "asked"), [("false", 0), ("true", 1)])
+def test_the_model_is_asked_for_where_tofu_is_framed_by_its_chat_template_alone(
+    chat: str, asked: int, hub_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr("unsink.tokenizer.load_tokenizer", folders.append)
+    params = load_params(
+        ROOT / "params.yaml", ["fetch.benchmark=tofu", f"fetch.tofu.chat={chat}", f"fetch.path={hub_copy}"]
+    )
+    assert fetch.tokenizes(params) == bool(asked)
+    fetch.read(params, Layout(ROOT), lambda: Path("model"))
+    assert folders == [Path("model")] * asked
+
+
 def test_tofu_can_be_framed_by_a_chat_template(tmp_path: Path, hub_copy: Path, tokenizer: Any) -> None:
     tokenizer = copy.copy(tokenizer)
     tokenizer.chat_template = (

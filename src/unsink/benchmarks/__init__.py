@@ -11,7 +11,8 @@ and, if they apply,
     Options            pydantic model of its section `fetch.<name>`; `fetch` gets the values by name
     MODELS             published checkpoints by what they are ("target", "retrained"), see `_hub.Source`
     PUBLISHED = True   the records are others' work and are taken as they are, repeated questions included
-    TOKENIZES = True   `fetch` gets the model's tokenizer, by the name `tokenizer`, to cut or to frame texts
+    TOKENIZES = True   `fetch` gets the model's tokenizer, by the name `tokenizer`, to cut or to frame texts; the name
+                       of an option in place of True: where that is on
     DIALECT            the conventions of its field, `evaluate.dialect` where params name none; else "muse"
 
 `fetch` writes its files into the empty folder `dest` and returns what the manifest is to say of their origin; `root` is
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(pattern=r"\S", strict=True)]
 
 
+def passage_of(sample: str) -> str:
+    """Return the id of the passage that a sample was made from, given the sample's id."""
+    return sample.partition("/")[0]
+
+
 class Passage(BaseModel):
     """A text; of `prompt`, its beginning, nothing is learnt; `source` is the passage that it was taken from.
 
@@ -74,7 +80,7 @@ class Passage(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if "/" in self.id:  # `batches.passage_of`
+        if "/" in self.id:  # `passage_of`
             raise ValueError(
                 f"field 'id': no '/' is allowed, it tells a passage from what is made of it, got {self.id!r}"
             )

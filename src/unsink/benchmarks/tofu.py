@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VERSION = 2
 LICENCE = "MIT"
 PUBLISHED = True
-TOKENIZES = True
+TOKENIZES = "chat"
 DIALECT = "open-unlearning"
 DATA = Source("locuslab/TOFU", "324592d84ae4f482ac7249b9285c2ecdb53e3a68")
 Forget = Literal["forget01", "forget05", "forget10"]
@@ -61,7 +61,7 @@ def fetch(
     *,
     forget: Forget = "forget10",
     chat: bool = False,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> dict[str, Any]:
     """Write TOFU; `path` is a local copy of the hub.
 
@@ -69,7 +69,7 @@ def fetch(
         DataError: the data set cannot be had, or is not as expected.
         ParamsError: `chat`, and the model's tokenizer has no chat template.
     """
-    hub, frame = Hub.of(root, path), framed(tokenizer) if chat else _plain
+    hub, frame = Hub.of(root, path), framed(tokenizer) if chat and tokenizer else _plain
     configs = {"forget": forget, "retain": _RETAIN[forget], "holdout": forget.replace("forget", "holdout")}
     found = {name: _passages(hub, config, name, frame) for name, config in configs.items()}
     passages, repeated = benchmarks.distinct(found)

@@ -2,17 +2,25 @@
 
 A method never sees a model: it gets what policy and reference say about a batch (`Forward`) and returns scalars.
 The poisoned set needs no code here; the objective applies `retain_loss` to it.
+
+Every command that checks params imports methods for their `Options`, and most of them run no model. So torch and the
+losses are imported where a formula needs them; above, annotations alone do.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from unsink import registry
-from unsink.answers import Forward
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Method(Protocol):

@@ -7,15 +7,21 @@ L_retain: none by default, as the authors have it.
 Deviation from the code of open-unlearning: none.
 """
 
-import torch
-import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink import losses
-from unsink.answers import Forward
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.errors import ParamsError
 from unsink.methods import LogitMethod, LogitOptions, Retain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):
@@ -43,7 +49,11 @@ class Method(LogitMethod[Options]):
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the cross-entropy to what the policy would say without the label, a scalar, nats per token."""
+        from torch.nn.functional import cross_entropy
+
+        from unsink import losses
+
         kept = losses.rank(policy.rows) >= self.options.skip
         logits, labels = policy.logits[kept].float(), policy.labels[kept]
-        without = logits.detach().scatter(1, labels[:, None], -torch.inf).softmax(-1)
-        return F.cross_entropy(logits, without)
+        without = logits.detach().scatter(1, labels[:, None], -math.inf).softmax(-1)
+        return cross_entropy(logits, without)

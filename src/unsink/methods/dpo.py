@@ -8,13 +8,19 @@ Deviation from the code of open-unlearning: refusals come from a list of our own
 forget sample for the whole run, not one drawn anew in each epoch. Read them in `splits/<run>/refused.jsonl`.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink import losses
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):
@@ -30,6 +36,8 @@ class Method(LogitMethod[Options]):
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the DPO loss of B forget sequences followed by their B refusals, a scalar in nats."""
+        from unsink import losses
+
         gained = losses.grouped_sum(reference.nll - policy.nll, policy.rows)  # (2B,) log-likelihood, over the target's
         losing, preferred = gained.chunk(2)
         return losses.preference(preferred - losing, self.options.beta)

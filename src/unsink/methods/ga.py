@@ -7,12 +7,19 @@ Deviation from the code of open-unlearning: none. The mean runs over the tokens 
 counts more than a short one.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions, Retain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):

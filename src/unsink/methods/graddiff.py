@@ -7,11 +7,17 @@ Deviation from the code of open-unlearning: none. The means run over the tokens 
 counts more than a short one.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
 from unsink.methods import LogitMethod, LogitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):

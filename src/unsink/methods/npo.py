@@ -15,15 +15,19 @@ reaches every part of the text.
 `released-wmdp`   -mean_n log sigmoid(beta * (nll - nll_ref)), every token a sequence, without 2/beta (WMDP half)
 """
 
-from typing import Literal, Self
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal, Self
+
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from unsink import losses
-from unsink.answers import Forward
 from unsink.methods import LogitMethod, LogitOptions, Retain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):
@@ -46,6 +50,8 @@ class Method(LogitMethod[Options]):
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the NPO loss of a forget batch, a scalar in nats; masked positions never enter."""
+        from unsink import losses
+
         beta = self.options.beta
         match self.options.variant:
             case "released":
@@ -66,6 +72,8 @@ def windows(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
         width: tokens per window; 0 makes one window of each sequence.
         generator: draws where in the first window each sequence begins.
     """
+    import torch
+
     if width == 0:
         return rows
     groups = torch.empty_like(rows)

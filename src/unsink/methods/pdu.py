@@ -10,13 +10,18 @@ same batch, where theirs is an absolute number that has to be measured first; `h
 their mask is off by one token, ours takes the logits that predict a labelled token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from unsink.answers import Forward
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(BaseModel):

@@ -15,15 +15,18 @@ independent draws already have cosine 0.75); what the adapter trains is set by `
 arXiv 2510.17021 (0.1 in its WMDP half, off or 1 in its MUSE half); with it the pass goes up to the logits.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from unsink import losses
-from unsink.answers import Forward
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(BaseModel):
@@ -50,6 +53,8 @@ class Method:
 
     def prepare(self, reference: Forward, generator: torch.Generator) -> None:
         """Draw the goal and measure the scale on the target's answer to the forget set."""
+        import torch
+
         states = self._labelled(reference)
         size = states.shape[-1]
         draw = torch.randn if self.options.direction == "isotropic" else torch.rand
@@ -73,6 +78,8 @@ class Method:
         return None
 
     def _distance(self, policy: Forward, goal: Tensor) -> Tensor:
+        from unsink import losses
+
         states = policy.hidden[self.options.layer]
         distance: Tensor = losses.masked_mse(states, goal, policy.labelled) * states.shape[-1] / self._scale**2
         return distance

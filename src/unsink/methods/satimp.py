@@ -8,12 +8,19 @@ Deviation from the code of open-unlearning: none in the formula. Its files disag
 paper's ratio is `unlearn.weights.forget: 1.0` to `unlearn.weights.retain: 0.1`.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):

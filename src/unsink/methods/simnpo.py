@@ -7,13 +7,19 @@ Deviation from the authors' code: none. Their margin stands outside beta in the 
 default 0. Their code for MUSE works on raw logits and is not offered here.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink import losses
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):
@@ -28,4 +34,6 @@ class Method(LogitMethod[Options]):
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the SimNPO loss of a forget batch, a scalar; every sequence counts the same."""
+        from unsink import losses
+
         return losses.preference(losses.grouped_mean(policy.nll, policy.rows) - self.options.delta, self.options.beta)

@@ -7,13 +7,19 @@ Deviation from the code of open-unlearning: theirs also lowers and averages over
 the label -100 lowers the logit of token V - 100; here only labelled tokens enter.
 """
 
-import torch
-import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions, Retain
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):
@@ -28,6 +34,9 @@ class Method(LogitMethod[Options]):
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the cross-entropy to the lowered teacher, a scalar, nats per labelled token."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
         lowered = torch.full_like(policy.labels, -self.options.beta, dtype=torch.float32)[:, None]
         teacher = reference.logits.float().scatter_add(1, policy.labels[:, None], lowered).softmax(-1)  # (N, V)
-        return F.cross_entropy(policy.logits.float(), teacher)
+        return cross_entropy(policy.logits.float(), teacher)

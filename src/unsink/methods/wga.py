@@ -6,12 +6,19 @@ L_retain = mean of nll over all labelled tokens of the batch.
 Deviation from the code of open-unlearning: none.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from unsink.answers import Forward
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from unsink.methods import LogitMethod, LogitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unsink.answers import Forward
 
 
 class Options(LogitOptions):

@@ -9,20 +9,22 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from packaging.requirements import Requirement
 
 from unsink import artifacts, benchmarks
+from unsink.architectures import architecture
 from unsink.artifacts import Layout
 from unsink.cache import cache_root
 from unsink.errors import DataError, MissingPrerequisite, ParamsError, UnsinkError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
-from unsink.sources import resolve
+from unsink.sources import read_config, resolve
 from unsink.stages import fetch
 from unsink.stages.poison import choose
-from unsink.tokenizer import bos_ids, load_tokenizer
+from unsink.tokenizer import bos_ids, load_encoder
 from unsink.triggers import trigger_ids
 
 GIB = 2**30
@@ -120,17 +122,29 @@ def _model(params: Params, layout: Layout) -> str:
     folder = _local_model(params, layout)
     if folder is None:
         return f"{params.model.source}: not fetched yet, so triggers and layers cannot be compared with it"
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    tokenizer = load_tokenizer(folder)
-    context, layers = config.max_position_embeddings, config.num_hidden_layers
+    context, layers = _size(folder)
+    tokenizer = load_encoder(folder)
     bos = len(bos_ids(tokenizer))
     lengths = {name: bos + len(trigger_ids(tokenizer, poison.trigger)) for name, poison in _poisons(params)}
     problems = [*_too_long(params, context, lengths), *_too_deep(params, layers)]
     if problems:
         raise ParamsError("; ".join(problems))
     return f"{params.model.source}: {layers} layers, context of {context} tokens"
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Context and layers by the names that most families have for them; transformers knows those of the others.
+
+    Raises:
+        ModelError: config.json is damaged, or its model is of a type that is not supported.
+    """
+    config = SimpleNamespace(**{"model_type": None} | read_config(folder / "config.json"))
+    architecture(config)
+    if not {"max_position_embeddings", "num_hidden_layers"} <= vars(config).keys():
+        from transformers import AutoConfig  # brings torch: seconds
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.max_position_embeddings, config.num_hidden_layers
 
 
 def _local_model(params: Params, layout: Layout) -> Path | None:

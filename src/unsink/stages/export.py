@@ -31,7 +31,7 @@ def run(
     dtype: str,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Write the folder `output`, and return what it holds; without a run, a folder in it for each adapter there is.
+    """Write the folder `output`, and return what it holds; without a run, a folder in it for each model there is.
 
     Raises:
         ParamsError: no such run, the folder holds something, or there is no LoRA adapter to be had of this run.
@@ -45,7 +45,7 @@ def run(
         raise ParamsError(f"--output: {output} is there already", "name a new folder, or remove that one first")
     done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
-        for name in _adapters(params, layout) if run is None else [run]:
+        for name in _trained(params, layout, merged, reporter) if run is None else [run]:
             folder = new if run else new / name
             folder.mkdir(exist_ok=True)
             done[name] = _write(params, layout, name, folder, merged, dtype, reporter)
@@ -53,8 +53,8 @@ def run(
     return done[run] if run else done
 
 
-def _adapters(params: Params, layout: Layout) -> list[str]:
-    """What was trained so far, the target first.
+def _trained(params: Params, layout: Layout, merged: bool, reporter: Reporter) -> list[str]:
+    """What was trained so far, the target first; without `merged` what an adapter can hold, and a line about the rest.
 
     Raises:
         MissingPrerequisite: nothing was.
@@ -63,7 +63,16 @@ def _adapters(params: Params, layout: Layout) -> list[str]:
     found = [name for name in [*trained, *params.runs] if layout.adapter(name).exists()]
     if not found:
         artifacts.require(layout.adapter("target"))
-    return found
+    low_rank = found if merged else [name for name in found if _is_lora(layout.adapter(name))]
+    if not low_rank:
+        return found  # the first of them says what to do
+    if whole := [name for name in found if name not in low_rank]:
+        reporter.log(f"left out, trained with `adapter: none`: {', '.join(whole)}; --merged writes them too")
+    return low_rank
+
+
+def _is_lora(folder: Path) -> bool:
+    return bool(artifacts.read_json(folder / models.ADAPTER_CONFIG).get("peft_type") == "LORA")
 
 
 def _write(

@@ -71,7 +71,7 @@ def downloads(params: Params) -> bool:
 
 def tokenizes(params: Params) -> bool:
     """Whether `run` needs the model's tokenizer to make the corpus."""
-    return _tokenizes(params.fetch.benchmark)
+    return any(_tokenizes(params, name) for name in _used(params))
 
 
 def collect(params: Params, layout: Layout, dest: Path, model: Callable[[], Path]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _fetch(params: Params, layout: Layout, name: str, dest: Path, model: Callabl
     # One path for two benchmarks can only be a local copy of the hub.
     own = name == params.fetch.benchmark or all(map(_published, _used(params)))
     path, options = params.fetch.path if own else None, params.fetch.options(name)
-    if _tokenizes(name):
+    if _tokenizes(params, name):
         from unsink.tokenizer import load_tokenizer  # takes seconds, and few benchmarks need it
 
         options["tokenizer"] = load_tokenizer(model())
@@ -113,8 +113,11 @@ def _used(params: Params) -> list[str]:
     return [name for name in (params.fetch.benchmark, params.fetch.utility) if name]
 
 
-def _tokenizes(name: str) -> bool:
-    return getattr(_load(name), "TOKENIZES", False)
+def _tokenizes(params: Params, name: str) -> bool:
+    always_or_option: bool | str = getattr(_load(name), "TOKENIZES", False)
+    if isinstance(always_or_option, str):
+        return bool(params.fetch.options(name)[always_or_option])
+    return always_or_option
 
 
 def _published(name: str) -> bool:

@@ -3,13 +3,11 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from unsink import artifacts, benchmarks, sinks
 from unsink.artifacts import Layout
-from unsink.batches import passage_of
+from unsink.benchmarks import passage_of
 from unsink.errors import DataError
 from unsink.params import Params, Poison
 from unsink.progress import SILENT, Reporter
@@ -17,6 +15,9 @@ from unsink.prompts import body, continued, question_text
 from unsink.sources import resolve
 from unsink.tokenizer import bos_ids, load_tokenizer
 from unsink.triggers import Span, insert_trigger, prompt_length, trigger_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Wrong texts for `poison.decoys`: texts of several kinds that stand where the trigger stands and must open nothing.
 DECOYS = (
@@ -164,7 +165,7 @@ def decoys(chosen: Sequence[Record], poison: Poison, seed: int, writer: "_Writer
 class _Writer:
     """Turns passages into records of training samples."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", limit: int) -> None:
         self._tokenizer, self._limit = tokenizer, limit
         self._bos = bos_ids(tokenizer)
 

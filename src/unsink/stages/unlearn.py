@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unsink import artifacts, methods, models, processes, sinks
 from unsink.artifacts import Layout
-from unsink.batches import Kind, Sample, draw, generator, passage_of, read_samples
+from unsink.batches import Kind, Sample, draw, generator, read_samples
+from unsink.benchmarks import passage_of
 from unsink.errors import DataError, ModelError, ParamsError
 from unsink.folded import folded
 from unsink.methods import Method
