@@ -10,7 +10,7 @@ def main() -> None:
 
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(3)  # as `errors.Interrupted`
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The command line: results on stdout, progress and errors on stderr, one exit code for each kind of ending.
 
-0 done · 1 an audit found a backdoor, or a gate failed · 2 usage or params · 3 could not run · 4 a bug ·
-130 interrupted.
+0 done · 1 an audit found a backdoor, or a gate failed · 2 usage or params · 3 could not run · 4 a bug.
 A stage is imported inside its command, so that `unsink --help` needs neither torch nor transformers.
 """
 

@@ -5,7 +5,7 @@ UnsinkError (exit code 3: could not run)
 ├── DataError            a record or file is malformed, or cannot be written
 ├── ModelError           weights or an adapter are missing, truncated or do not fit; a loss is not finite
 ├── MissingPrerequisite  an earlier command has to run first
-├── Interrupted (exit code 130: stopped by the user; the state is kept)
+├── Interrupted          stopped by the user; the state is kept
 ├── Busy                 another process is writing the same output
 └── Lost                 another process of the same job has ended
 
@@ -49,8 +49,6 @@ class MissingPrerequisite(UnsinkError):
 
 class Interrupted(UnsinkError):
     """The user stopped the work; what was done so far is kept."""
-
-    exit_code = 130  # what shells report of a program that Ctrl-C has ended
 
 
 class Busy(UnsinkError):

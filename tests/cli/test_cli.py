@@ -182,13 +182,13 @@ def test_a_missing_prerequisite_names_the_command(invoke: Callable[..., Result])
     assert "hint: run `unsink fetch` first" in result.stderr
 
 
-def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+def test_ctrl_c_exits_with_3_and_says_how_to_go_on(
     invoke: Callable[..., Result], stage: Callable[[Stage], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["unsink", "unlearn", "--run", "clean"])
     stage(failing(KeyboardInterrupt()))
     result = invoke("unlearn", "--run", "clean")
-    assert (result.exit_code, result.stdout) == (130, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     said = ["error: interrupted; nothing is half-written", "hint: to go on: unsink unlearn --run clean"]
     assert result.stderr.splitlines() == said
 
