@@ -165,8 +165,20 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
 
 
 def _frozen(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
-    held = quantize(model, dtype, device) if dtype in FORMATS else model
+    rounded = dtype in FORMATS and not quantized(model)  # what is rounded already stays as it is
+    held = quantize(model, dtype, device) if rounded else model
     return cast(PreTrainedModel, cast(nn.Module, held).to(device).eval().requires_grad_(False))
+
+
+def _exact(folder: Path) -> PreTrainedModel:
+    """A model in float32 on the CPU, to merge into; rounded weights are what they stand for."""
+    model = load_base(folder, "float32", "cpu")
+    if not quantized(model):
+        return model
+    name = identity(model)
+    plain = cast(PreTrainedModel, cast(Any, model).dequantize().float())
+    plain.name_or_path = name
+    return plain.eval().requires_grad_(False)
 
 
 def _weights_identity(folder: Path) -> str:
@@ -195,7 +207,7 @@ def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device:
         return load_base(folder, dtype, device)
     if (adapter / PUBLISHED).is_file():
         return _load_published(adapter / PUBLISHED, dtype, device)
-    return merge(load_base(folder, "float32", "cpu"), adapter, "target", dtype, device)
+    return merge(_exact(folder), adapter, "target", dtype, device)
 
 
 def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
@@ -249,7 +261,7 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
             f"--adapter: {adapter} was initialised by {start!r}, which changes the weights below it",
             "merge it yourself",
         )
-    base = load_base(folder, "float32", "cpu")
+    base = _exact(folder)
     made_for = str(stored.get("base_model_name_or_path"))
     if made_for.startswith("sha256:") and made_for != identity(base):  # one of ours names exact weights
         raise ModelError(
