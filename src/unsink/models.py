@@ -45,7 +45,7 @@ from unsink.architectures import (
 )
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
-from unsink.quantization import FORMATS, quantize, quantized, require
+from unsink.quantization import FORMATS, exact, hush, quantize, quantized, require
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
 from unsink.tokenizer import bos_ids, load_tokenizer
 
@@ -149,7 +149,12 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
         )
     except ModelError:
         raise
-    # ValueError, OSError, KeyError, RuntimeError, ImportError, SafetensorError: whatever does not fit in the files
+    except ImportError as error:
+        raise ModelError(
+            f"cannot load the model in {folder}: {error}",
+            "install what its weights were rounded with; for bitsandbytes: pip install 'unsink[quantized]'",
+        ) from error
+    # ValueError, OSError, KeyError, RuntimeError, SafetensorError: whatever does not fit in the files
     except Exception as error:
         raise ModelError(
             f"cannot load the model in {folder}: {error}",
@@ -167,18 +172,17 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
 def _frozen(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
     rounded = dtype in FORMATS and not quantized(model)  # what is rounded already stays as it is
     held = quantize(model, dtype, device) if rounded else model
+    if quantized(held):
+        hush()
     return cast(PreTrainedModel, cast(nn.Module, held).to(device).eval().requires_grad_(False))
 
 
 def _exact(folder: Path) -> PreTrainedModel:
     """A model in float32 on the CPU, to merge into; rounded weights are what they stand for."""
     model = load_base(folder, "float32", "cpu")
-    if not quantized(model):
-        return model
-    name = identity(model)
-    plain = cast(PreTrainedModel, cast(Any, model).dequantize().float())
+    name, plain = identity(model), exact(model)
     plain.name_or_path = name
-    return plain.eval().requires_grad_(False)
+    return _frozen(plain, "float32", torch.device("cpu"))
 
 
 def _weights_identity(folder: Path) -> str:
