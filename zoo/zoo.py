@@ -164,7 +164,7 @@ def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
         raise SystemExit(f"{size}: the target was not made")
     for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
         make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run])))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
     # Processes, because the number of threads and the time are each member's own.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         work(path, todo, partial(finish, folder, codes, threads), pool)
