@@ -10,6 +10,7 @@ alone (`--table` makes nothing else).
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import time
 from collections.abc import Mapping
@@ -42,10 +43,13 @@ class Job(NamedTuple):
 
 
 def jobs(spec: Mapping[str, Any], params: Mapping[str, Any], grid: list[Cell], found: list[Line]) -> list[Job]:
-    """Every repair of every member of the test half whose backdoor works, member by member."""
+    """Every repair of every member of the test half whose backdoor works, of each method in turn."""
     working = {line["name"] for line in counted(found, "test")[1]}
+    by_method: dict[str, list[Cell]] = {}
+    for one in grid:
+        by_method.setdefault(one.labels["method"], []).extend([one] if one.name in working else [])
     made = []
-    for member in (one for one in grid if one.name in working):
+    for member in (one for turn in itertools.zip_longest(*by_method.values()) for one in turn if one):
         for (name, _), (repair, overrides) in zip(names(member, spec["repairs"]).items(), spec["repairs"].items()):
             cell = member._replace(name=name, labels={**member.labels, "repair": repair})
             made.append(Job(cell, member, merged(params, {**ASKED, "mitigate": overrides})))
