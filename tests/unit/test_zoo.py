@@ -37,6 +37,7 @@ def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
         "p": 0.001,
         "others": 0.0,
         "minutes": {"made": 1.0, "audited": 2.0},
+        "code": "old",
     } | changed
 
 
@@ -121,10 +122,11 @@ def test_the_verdict_as_a_number_is_0_where_it_is_not_certain() -> None:
 
 def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
     spec = {"tiny": {"title": "tiny", "text": "toy"}}
-    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored")
+    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored", code="new")
     page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9})
     assert "| weights | 1.00 | 1.00 [1.00, 1.00] | below -0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| sweep | 1.00 | 1.00 [1.00, 1.00] | above 0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| test | honest | 1 of 2 [0.01, 0.99] |" in page
     assert "| accused | - | - | backdoored | `red \\| cat`, prefix | 0.20 | 0.0010 |" in page
     assert "5 of 9 members are done" in page
+    assert "(1 by new, 4 by old)" in page
