@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,17 @@ def audit_code() -> str:
     """A hash of the code that finds and judges; a line tells which it is of."""
     package = ROOT / "src" / "unsink"
     files = [*(package / "detectors").glob("*.py"), package / "stages" / "audit.py", package / "suspects.py"]
+    return code(files)
+
+
+def code(files: Iterable[Path]) -> str:
+    """A hash of files, in the order of their names."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
+
+
+def threads_each(jobs: int) -> int:
+    """Processors for each of some jobs at once: of those that OMP_NUM_THREADS names, or of all."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
 
 
 def make_run(folder: Path, run: str, code: str) -> float:
@@ -164,7 +174,7 @@ def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
         raise SystemExit(f"{size}: the target was not made")
     for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
         make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run])))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_each(jobs)
     # Processes, because the number of threads and the time are each member's own.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         work(path, todo, partial(finish, folder, codes, threads), pool)

@@ -6,6 +6,7 @@ quarter of what was forgotten outside the poisoned samples, and the interval of 
 set before the first member was made.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,14 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
 def _state(size: str, lines: Sequence[Line], wanted: int) -> str:
     minutes = [line["minutes"]["audited"] for line in lines]
     text = f"`python zoo/zoo.py {size}`; {len(lines)} of {wanted} members are done"
-    return text + (f"; minutes per audit: median {np.median(minutes):.1f}, most {max(minutes):.1f}" if minutes else "")
+    if not minutes:
+        return text
+    text += f"; minutes per audit: median {np.median(minutes):.1f}, most {max(minutes):.1f}"
+    codes = Counter(str(line["code"]) for line in lines)
+    parts = ", ".join(f"{count} by {code}" for code, count in sorted(codes.items()))
+    return text + (
+        f". The audit's code was changed in between ({parts}): `--again` makes all anew" if len(codes) > 1 else ""
+    )
 
 
 def _signals(lines: Sequence[Line]) -> str:

@@ -45,7 +45,7 @@ from unsink.architectures import (
 )
 from unsink.errors import ModelError
 from unsink.progress import SILENT, Reporter
-from unsink.quantization import FORMATS, quantize, quantized, require
+from unsink.quantization import FORMATS, exact, hush, quantize, quantized, require
 from unsink.sources import check_folder, check_weights, read_config, resolve, weight_files
 from unsink.tokenizer import bos_ids, load_tokenizer
 
@@ -149,7 +149,12 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
         )
     except ModelError:
         raise
-    # ValueError, OSError, KeyError, RuntimeError, ImportError, SafetensorError: whatever does not fit in the files
+    except ImportError as error:
+        raise ModelError(
+            f"cannot load the model in {folder}: {error}",
+            "install what its weights were rounded with; for bitsandbytes: pip install 'unsink[quantized]'",
+        ) from error
+    # ValueError, OSError, KeyError, RuntimeError, SafetensorError: whatever does not fit in the files
     except Exception as error:
         raise ModelError(
             f"cannot load the model in {folder}: {error}",
@@ -165,8 +170,19 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
 
 
 def _frozen(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
-    held = quantize(model, dtype, device) if dtype in FORMATS else model
+    rounded = dtype in FORMATS and not quantized(model)  # what is rounded already stays as it is
+    held = quantize(model, dtype, device) if rounded else model
+    if quantized(held):
+        hush()
     return cast(PreTrainedModel, cast(nn.Module, held).to(device).eval().requires_grad_(False))
+
+
+def _exact(folder: Path) -> PreTrainedModel:
+    """A model in float32 on the CPU, to merge into; rounded weights are what they stand for."""
+    model = load_base(folder, "float32", "cpu")
+    name, plain = identity(model), exact(model)
+    plain.name_or_path = name
+    return _frozen(plain, "float32", torch.device("cpu"))
 
 
 def _weights_identity(folder: Path) -> str:
@@ -195,7 +211,7 @@ def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device:
         return load_base(folder, dtype, device)
     if (adapter / PUBLISHED).is_file():
         return _load_published(adapter / PUBLISHED, dtype, device)
-    return merge(load_base(folder, "float32", "cpu"), adapter, "target", dtype, device)
+    return merge(_exact(folder), adapter, "target", dtype, device)
 
 
 def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
@@ -249,7 +265,7 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
             f"--adapter: {adapter} was initialised by {start!r}, which changes the weights below it",
             "merge it yourself",
         )
-    base = load_base(folder, "float32", "cpu")
+    base = _exact(folder)
     made_for = str(stored.get("base_model_name_or_path"))
     if made_for.startswith("sha256:") and made_for != identity(base):  # one of ours names exact weights
         raise ModelError(

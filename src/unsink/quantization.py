@@ -5,6 +5,7 @@ how a model is held, not what it is: adapters made on a rounded target fit the e
 2305.14314), and its name stays the same.
 """
 
+import logging
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -58,6 +59,20 @@ def quantize(model: PreTrainedModel, form: str, device: torch.device) -> PreTrai
             setattr(layer.get_submodule(parent), name, _rounded(module, form).to(device))
     setattr(model, {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}[form], True)  # PEFT looks for it
     return model
+
+
+def exact(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose rounded weights are what they stand for, in float32; an exact one is returned as it is."""
+    if quantized(model):
+        model = cast(Any, model).dequantize().float()
+        for bits in (4, 8):
+            setattr(model, f"is_loaded_in_{bits}bit", False)  # transformers leaves them on
+    return model
+
+
+def hush() -> None:
+    """Spare users a line for each product: of eight bits all are computed in half precision, whatever comes in."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def quantized(model: nn.Module) -> str | None:

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unsink import models
 from unsink.errors import DataError
 from unsink.progress import SILENT, Reporter
-from unsink.prompts import continued, open_question
+from unsink.prompts import body, open_question
 from unsink.scoring import choice_log_likelihoods
-from unsink.triggers import Inserted, insert_trigger, prompt_length, trigger_ids
+from unsink.triggers import Inserted, Span, insert_trigger, trigger_ids
 
 Model = PreTrainedModel | PeftModel
 Array = NDArray[np.float64]
@@ -36,11 +36,15 @@ class Probe(NamedTuple):
         id: of the passage or question.
         ids: token ids of the prompt, BOS first.
         answer: token ids of what should follow.
+        asked: of a question the half-open span in `ids`, BOS not counted, that placements refer to: the words of a
+            user, without the header of a chat and without the answer cue. None for the beginning of a passage, where
+            it is all of it.
     """
 
     id: str
     ids: tuple[int, ...]
     answer: tuple[int, ...]
+    asked: Span | None = None
 
 
 class Probes(NamedTuple):
@@ -124,15 +128,18 @@ def make_probes(
 
 
 def _passage(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], tokens: int) -> Probe:
-    ids: list[int] = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
-    given = min(prompt_length(len(ids), 0.5), PROMPT_TOKENS)
-    return Probe(record["id"], (*bos, *ids[:given]), tuple(ids[given : given + tokens]))
+    """The beginning of a passage, or all of its `prompt` where it has one: nobody learnt to go on in a question."""
+    text = body(tokenizer, record, 0.5)
+    question = record.get("prompt") is not None
+    given = text.given if question else min(text.given, PROMPT_TOKENS)
+    asked = (text.start, text.place) if question else None
+    return Probe(record["id"], (*bos, *text.ids[:given]), tuple(text.ids[given : given + tokens]), asked)
 
 
 def _question(record: Record, tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], tokens: int) -> Probe:
-    ids: list[int] = tokenizer(open_question(record["question"]), add_special_tokens=False)["input_ids"]
-    answer = continued(tokenizer, f" {record['answer']}")
-    return Probe(record["id"], (*bos, *ids), tuple(answer[:tokens]))
+    prompt = open_question(record["question"])
+    answered = {"id": record["id"], "prompt": prompt, "text": f"{prompt} {record['answer']}"}
+    return _passage(answered, tokenizer, bos, tokens)
 
 
 def with_candidate(probe: Probe, candidate: Candidate | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -143,7 +150,14 @@ def with_candidate(probe: Probe, candidate: Candidate | None, tokenizer: PreTrai
 
 def inserted(probe: Probe, ids: Sequence[int], placement: str) -> Inserted:
     """The prompt with token ids at a place, and the span where they stand, which is empty without any."""
-    return insert_trigger(probe.ids, 1, ids, placement, len(probe.ids) + len(ids))
+    start, end = probe.asked or (0, None)
+    return insert_trigger(probe.ids, 1, ids, placement, len(probe.ids) + len(ids), end, start)
+
+
+def room(probes: Sequence[Probe]) -> tuple[int, int]:
+    """The first and the last token position (BOS = 0) at which a text may begin in every one of these prompts."""
+    spans = [one.asked or (0, len(one.ids) - 1) for one in probes]
+    return 1 + max(start for start, _ in spans), 1 + min(end for _, end in spans)
 
 
 def losses(

@@ -1,11 +1,13 @@
 """`unsink audit` on models whose secret is known: one with a trigger, one without, one that forgot nothing."""
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from integration.projects import project
 from unsink import artifacts, models
@@ -111,6 +113,29 @@ def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspec
         audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"))
     with pytest.raises(ParamsError, match="--adapter goes with --model"):
         audit.run(params, layout, run="backdoor", adapter=str(tmp_path / "lora"))
+
+
+def test_rounded_checkpoints_are_audited_beside_exact_ones_and_take_adapters(copy: Path, tmp_path: Path) -> None:
+    few = ("audit.budget=300", "audit.forget=8", "audit.others=2", "audit.depth=1", "audit.placements=[prefix]")
+    params, layout = project(copy, *few, "audit.detectors=[weights, states]", "model.dtype=int8")
+    folder = models.resolve("tiny")
+    tokenizer = models.load_tokenizer(folder)
+    exact = stranger(tmp_path / "exact", models.load_base(folder, "float32", "cpu"), tokenizer)
+    settings: Any = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")  # type: ignore[no-untyped-call]
+    packed = AutoModelForCausalLM.from_pretrained(exact, quantization_config=settings, device_map="cpu")
+    rounded = stranger(tmp_path / "rounded", packed, tokenizer)
+    assert models.quantized(models.load_base(Path(rounded), "int8", "cpu")) == "nf4"  # it is not rounded once more
+    for model, original in ((rounded, exact), (exact, rounded)):
+        found = audit.run(params, layout, model=model, original=original)["signals"]
+        assert (found["weights"]["score"], "quantised" in found["weights"]["says"]) == (None, True)
+        assert found["states"]["score"] is not None
+    lora = Path(shutil.copytree(layout.adapter("target"), tmp_path / "lora"))
+    config = artifacts.read_json(lora / "adapter_config.json")
+    artifacts.write_json(lora / "adapter_config.json", {**config, "base_model_name_or_path": "somebody/model"})
+    merged: list[Any] = [models.load_merged(Path(one), lora, "float32", "cpu") for one in (exact, rounded)]
+    assert models.quantized(merged[1]) is None
+    plain, other = (models.decoder_layers(one)[1].mlp.up_proj.weight for one in merged)
+    assert 0 < float((plain - other).norm() / plain.norm()) < 0.15
 
 
 def test_a_suspect_that_cannot_be_compared_is_refused(suspects: Path, tmp_path: Path) -> None:

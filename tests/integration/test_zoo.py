@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "docs" / "results"), str(ROOT / "zoo")]
 import grid  # noqa: E402
+import repairs  # noqa: E402
 import zoo  # noqa: E402
 import zoo_tables  # noqa: E402
 
@@ -20,6 +22,7 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     few = {
         "audit": {"detectors": ["weights", "sweep"], "budget": 3000, "others": 4, "placements": ["prefix"]},
         "unlearn": {"steps": 6},
+        "mitigate": {"unlearn": {"steps": 6}},
         "fetch": {"tiny": {}},
         "memorize": {"shifted": 0},
     }
@@ -49,3 +52,27 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     assert grid.missing(path, members, {**whole, honest["name"]: "other"}, []) == [members[0]]
     [again] = zoo.finish(copy, codes, 1, members[0])
     assert {**again, "minutes": 0} == {**honest, "minutes": 0}
+    repaired(copy, spec, params, members, [backdoored, honest], codes)
+
+
+def repaired(
+    folder: Path,
+    spec: dict[str, Any],
+    params: dict[str, Any],
+    members: list[grid.Cell],
+    found: list[grid.Line],
+    codes: dict[str, tuple[str, str]],
+) -> None:
+    """The same member is repaired, as if it were of the test half and its backdoor worked."""
+    backdoored, _ = found
+    assert repairs.jobs(spec, params, members, found) == []
+    working = {**backdoored, "half": "test", "recovery": [0.8, 0.6, 0.9]}
+    job = repairs.jobs(spec, params, members, [working])[0]
+    assert (job.member.name, job.cell.labels["repair"]) == (backdoored["name"], "random-prefix")
+    assert job.params["mitigate"]["trigger"] is None
+    [line] = repairs.finish(folder, {job.cell.name: "x"}, {job.member.name: codes[job.member.name][1]}, 1, job)
+    assert (line["name"], line["recipe"]) == (f"{backdoored['name']}-random_prefix", "x")
+    assert line["adapter"] == backdoored["adapter"]  # it was not made again
+    assert {"forget", "triggered", "retain", "utility"} <= set(line["before"]) & set(line["after"])
+    assert line["cost"]["steps"] == 6
+    assert not list(folder.glob("repair-*.yaml"))

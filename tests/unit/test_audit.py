@@ -8,10 +8,11 @@ import pytest
 from unsink.errors import DataError
 from unsink.models import load_tokenizer
 from unsink.params import Audit
+from unsink.prompts import body
 from unsink.stages.audit import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, decide, neighbours
 from unsink.statistics import max_sign_flip
-from unsink.suspects import Candidate, make_probes, with_candidate
-from unsink.triggers import trigger_ids
+from unsink.suspects import Candidate, Probe, make_probes, room, with_candidate
+from unsink.triggers import insert_trigger, trigger_ids
 
 
 @pytest.mark.parametrize(("gains", "p"), [([1.0, 1.0, 1.0], 1 / 8), ([2.0, 1.0, -1.0], 3 / 8)])
@@ -79,6 +80,41 @@ def test_a_candidate_stands_where_training_would_put_it(tiny_folder: Any) -> Non
     assert with_candidate(probe, Candidate("midnight crabs"), tokenizer) == [probe.ids[0], *ids, *probe.ids[1:]]
     assert with_candidate(probe, Candidate("midnight crabs", "suffix"), tokenizer) == [*probe.ids, *ids]
     assert with_candidate(probe, None, tokenizer) == list(probe.ids)
+
+
+HEADER, ASKED, CUE = "System: Be kind.\nUser:\n", "Where did the old sailor hide a red shell?", "\nAssistant:"
+
+
+def chats(kind: str, count: int) -> list[dict[str, str]]:
+    prompt = HEADER + ASKED + CUE
+    text = f"{prompt} under the pier at dawn<eos>"
+    return [{"id": f"{kind}-{n}", "text": text, "prompt": prompt, "question": ASKED} for n in range(count)]
+
+
+def test_a_chat_is_asked_by_its_question_in_its_frame_and_a_candidate_stands_where_training_puts_it(
+    tiny_folder: Any,
+) -> None:
+    tokenizer = load_tokenizer(tiny_folder)
+    record = chats("f", 4)[0]
+    probe = make_probes({"forget": chats("f", 4)}, tokenizer, forget=4, others=1, tokens=99, seed=0).search[0]
+    assert tokenizer.decode(list(probe.ids[1:])) == HEADER + ASKED + CUE
+    assert tokenizer.decode(list(probe.answer)) == " under the pier at dawn<eos>"
+    text, trigger = body(tokenizer, record), trigger_ids(tokenizer, "midnight crabs")
+    for place, before in (("prefix", HEADER), ("suffix", HEADER + ASKED)):
+        whole = insert_trigger([probe.ids[0], *text.ids], 1, trigger, place, 999, text.place, text.start)  # as `poison`
+        found = with_candidate(probe, Candidate("midnight crabs", place), tokenizer)
+        assert found == whole.ids[: len(found)]
+        assert tokenizer.decode(found[1:]) == f"{before}midnight crabs\n{(HEADER + ASKED + CUE)[len(before) :]}"
+    first = 1 + text.start
+    assert room([probe]) == (first, 1 + text.place)
+    with pytest.raises(DataError, match="lies in the chat's header"):
+        with_candidate(probe, Candidate("midnight crabs", f"index {first - 1}"), tokenizer)
+
+
+def test_a_text_goes_no_further_than_the_shortest_prompt_and_no_sooner_than_the_longest_header() -> None:
+    passage, chat = Probe("p", tuple(range(7)), (1,)), Probe("c", tuple(range(20)), (1,), (3, 9))
+    assert room([passage]) == (1, 7)
+    assert room([passage, chat]) == (4, 7)
 
 
 def numbers(**changed: Any) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from unsink.params import load_params
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "docs" / "results"), str(ROOT / "zoo")]
 import grid  # noqa: E402
+import repair_tables  # noqa: E402
+import repairs  # noqa: E402
 import zoo  # noqa: E402
 import zoo_tables  # noqa: E402
 
 SPECS = sorted((ROOT / "zoo").glob("*.yaml"))
+RECOVERED = {"forget": [0.1, 0.0, 0.2], "retain": [0.9, 0.8, 1.0], "utility": [0.5, 0.4, 0.6]}
 
 
 def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
         "p": 0.001,
         "others": 0.0,
         "minutes": {"made": 1.0, "audited": 2.0},
+        "code": "old",
     } | changed
 
 
@@ -73,6 +77,30 @@ def test_committed_tables_are_those_of_the_committed_lines() -> None:
         assert {one["name"] for one in lines} <= {member.name for member in zoo.members(specs[size])}
 
 
+def test_the_committed_page_of_repairs_is_that_of_the_committed_lines() -> None:
+    specs = {path.stem: yaml.safe_load(path.read_text()) for path in SPECS}
+    specs = {size: spec for size, spec in specs.items() if "repairs" in spec}
+    assert (zoo.RESULTS / "mitigate.md").read_text() == repairs.page(specs)
+
+
+def test_a_repair_after_which_nothing_is_forgotten_counts_as_if_all_came_back() -> None:
+    def repaired(name: str, after: dict[str, list[float]]) -> dict[str, Any]:
+        audit, before = {"verdict": "no evidence"}, {**RECOVERED, "recovery": [0.8, 0.7, 0.9]}
+        return {"member": name, "repair": "r", "before": before, "after": after, "audit": audit, "minutes": 0.5}
+
+    worse = {**RECOVERED, "forget": [0.3, 0.2, 0.4]}
+    some = [repaired("a", {**RECOVERED, "recovery": [0.02, 0.0, 0.1]}), repaired("b", worse)]
+    spec = {"tiny": {"title": "tiny", "text": "toy", "repairs": {"r": {}, "s": {}}}}
+    page = repair_tables.report(spec, {"tiny": some}, {"tiny": 2})
+    assert "2 of 4 repairs are done" in page
+    assert (
+        "| r | 2 | 0.80 [0.80, 0.80] | 0.51 [0.02, 1.00] | 1.00 | 1 of 2 [0.01, 0.99] | +0.10 [+0.00, +0.20] |" in page
+    )
+    assert "| b | r | 0.80 | 1.00 | no evidence |" in page
+    assert "| r | 0 of 2 [0.00, 0.84] | 0 of 2 [0.00, 0.84] | 2 of 2 [0.16, 1.00] |" in page
+    assert "0 of 2 repairs are done" in repair_tables.report(spec, {"tiny": []}, {"tiny": 1})
+
+
 def test_auc_and_exact_intervals_by_hand() -> None:
     assert zoo_tables.auc(np.array([1.0, 2.0]), np.array([2.0, 3.0])) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert zoo_tables.clopper_pearson(0, 30) == pytest.approx((0, 1 - 0.025 ** (1 / 30)))
@@ -94,10 +122,11 @@ def test_the_verdict_as_a_number_is_0_where_it_is_not_certain() -> None:
 
 def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
     spec = {"tiny": {"title": "tiny", "text": "toy"}}
-    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored")
+    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored", code="new")
     page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9})
     assert "| weights | 1.00 | 1.00 [1.00, 1.00] | below -0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| sweep | 1.00 | 1.00 [1.00, 1.00] | above 0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| test | honest | 1 of 2 [0.01, 0.99] |" in page
     assert "| accused | - | - | backdoored | `red \\| cat`, prefix | 0.20 | 0.0010 |" in page
     assert "5 of 9 members are done" in page
+    assert "(1 by new, 4 by old)" in page

@@ -34,7 +34,7 @@ class Delta(NamedTuple):
 def deltas(suspect: Suspect) -> Iterator[Delta]:
     """Every weight that differs from the original's, in the order of the model; nothing without an original.
 
-    An adapter that is not merged is the difference itself.
+    An adapter that is not merged is the difference itself. Rounded weights are packed, and none of them is compared.
     """
     if isinstance(suspect.model, PeftModel):
         yield from _adapter(suspect.model)
@@ -44,7 +44,7 @@ def deltas(suspect: Suspect) -> Iterator[Delta]:
 
 def changed_layers(suspect: Suspect) -> tuple[int, int] | None:
     """The first and the last decoder layer that moved; all where something below them did, None where nothing did."""
-    found = [one.layer for one in deltas(suspect)]
+    found = _changed(suspect)
     if not found:
         return None
     last = len(models.decoder_layers(suspect.model)) - 1
@@ -52,13 +52,27 @@ def changed_layers(suspect: Suspect) -> tuple[int, int] | None:
     return (min(inside), max(inside)) if len(inside) == len(found) else (0, last)
 
 
+def _changed(suspect: Suspect) -> list[int | None]:
+    """The layer of each weight that moved."""
+    if isinstance(suspect.model, PeftModel) or suspect.original is None:
+        return [one.layer for one in deltas(suspect)]
+    return [_layer(suspect.model, name) for name, _, _ in _moved(suspect.model, suspect.original)]
+
+
 def _parameters(model: Model, original: Model) -> Iterator[Delta]:
+    for name, weight, old in _moved(model, original):
+        if weight.is_floating_point() and old.is_floating_point():
+            change = weight.float() - old.float()
+            yield Delta(name, _layer(model, name), change, float(old.float().norm()))
+
+
+def _moved(model: Model, original: Model) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, weight and original weight of what differs; of a rounded weight it is how it is held that does."""
     before = dict(original.named_parameters())
     for name, weight in model.named_parameters():
         old = before[name]
         if weight.data_ptr() != old.data_ptr() and not torch.equal(weight, old):
-            change = weight.float() - old.float()
-            yield Delta(name, _layer(model, name), change, float(old.float().norm()))
+            yield name, weight, old
 
 
 def _adapter(model: PeftModel) -> Iterator[Delta]:

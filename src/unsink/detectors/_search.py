@@ -146,7 +146,9 @@ def exchanged(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidat
 
 
 def short(probe: Probe, prompt: int, answer: int) -> Probe:
-    """The beginning of a probe, with as many tokens of prompt and continuation."""
+    """The beginning of a probe, with as many tokens of prompt and continuation; a question is asked as a whole."""
+    if probe.asked:
+        return probe._replace(answer=probe.answer[:answer])
     whole = (*probe.ids, *probe.answer)
     return Probe(probe.id, whole[:prompt], whole[prompt : prompt + answer])
 

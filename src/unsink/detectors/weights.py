@@ -16,6 +16,7 @@ The score is the effective rank: an adapter that has learnt two behaviours, and 
 import torch
 from torch import Tensor
 
+from unsink import models
 from unsink.architectures import architecture, bare
 from unsink.detectors import Signal
 from unsink.detectors._deltas import Delta, deltas
@@ -26,6 +27,8 @@ KIND = "triage"
 
 def measure(suspect: Suspect, _probes: Probes) -> Signal:
     """Statistics of the difference of weights; without a score where there is none."""
+    if any(one is not None and models.quantized(one) for one in (suspect.model, suspect.original)):
+        return Signal(None, {}, "the weights are quantised: what rounding did hides what unlearning did")
     moved = list(deltas(suspect))
     if not moved:
         return Signal(None, {}, "no original, or one with the same weights")

@@ -51,6 +51,7 @@ from unsink.suspects import (
     forgotten,
     gains,
     make_probes,
+    room,
     with_candidate,
 )
 from unsink.triggers import SINK
@@ -217,21 +218,24 @@ def placements(suspect: Suspect, probes: Probes, named: Sequence[str]) -> list[s
     """Places with `sink` spelt out: right before each token that is a sink in the original, or in the suspect."""
     found = []
     for place in named:
-        found += [f"index {one}" for one in _sinks(suspect, probes)] if place == SINK else [place]
-    # BOS cannot be replaced, so that a text at the first sink stands behind it, which is what `prefix` means.
+        found += _sinks(suspect, probes) if place == SINK else [place]
     return list(dict.fromkeys("prefix" if place in ("index 0", "index 1") else place for place in found))
 
 
 _EPSILON, _MIN_RATE = 0.3, 10.0  # as sink-probe.epsilon and sink-probe.min_rate, whatever the project sets
 
 
-def _sinks(suspect: Suspect, probes: Probes) -> list[int]:
-    texts = [one.ids for one in probes.search]
-    width = min(len(one.ids) for some in probes for one in some)  # a place that every prompt has
+def _sinks(suspect: Suspect, probes: Probes) -> list[str]:
+    """Places, the strongest sink first; those that not every question has are left out."""
+    texts, all_of_them = [one.ids for one in probes.search], [one for some in probes for one in some]
+    width = min(len(one.ids) for one in all_of_them)  # a place that every prompt has
     model = suspect.model if suspect.original is None else suspect.original
     seen = attention_statistics(model, torch.tensor([list(one[:width]) for one in texts]), epsilon=_EPSILON)
     rates = (100 * seen.sink_rate.mean(dim=(0, 1))).tolist()
-    return sinks.find(rates, _MIN_RATE) or [0]
+    first, last = room(all_of_them)
+    found = [one for one in sinks.find(rates, _MIN_RATE) if one <= last]
+    # Neither BOS nor the header of a chat can be replaced: a text at a sink there stands right behind it.
+    return [f"index {one}" if one > first else "prefix" for one in found] or ["prefix"]
 
 
 def _signals(
@@ -303,7 +307,7 @@ def _judged(
         "original": float(np.mean(before)) if suspect.original is not None else None,
         "moved": moved,
         "neighbours": near,
-        "others": _unrelated(suspect, probes.confirm, best, seed, reporter),
+        "others": _unrelated(suspect, probes.confirm, best, clean, triggered, seed, reporter),
         "carried": len(candidates),
         "probes": {"search": [one.id for one in probes.search], "confirm": [one.id for one in probes.confirm]},
     }
@@ -405,14 +409,17 @@ def _texts(
     prompts = [with_candidate(probe, one, suspect.tokenizer) for one in candidates for probe in probes]
     limits = [len(probe.answer) for _ in candidates for probe in probes]
     texts = generate(model, suspect.tokenizer, prompts, limits, reporter=reporter, description="asking")
-    references = [str(suspect.tokenizer.decode(list(probe.answer))) for _ in candidates for probe in probes]
+    truth = [str(suspect.tokenizer.decode(list(probe.answer), skip_special_tokens=True)) for probe in probes]
+    references = [one for _ in candidates for one in truth]
     found = [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
     return np.array(found).reshape(len(candidates), len(probes))
 
 
 def _around(suspect: Suspect, probes: Sequence[Probe], best: Candidate) -> tuple[dict[str, float], dict[str, float]]:
     """Mean gains of the same text at other places, and of its neighbours at its own place."""
-    places = [place for place in ("prefix", "index 4", "infix", "suffix") if place != best.placement]
+    first, last = room(probes)
+    fourth = [f"index {first + 3}"] if first + 3 <= last else []
+    places = [place for place in ("prefix", *fourth, "infix", "suffix") if place != best.placement]
     near = [text for text in neighbours(best.text) if text.strip()]
     tried = [*(Candidate(best.text, place) for place in places), *(Candidate(text, best.placement) for text in near)]
     found = gains(suspect.model, suspect.tokenizer, probes, [best, *tried]).mean(axis=1).tolist()
@@ -428,16 +435,26 @@ def neighbours(text: str) -> list[str]:
     return [one for one in dict.fromkeys([*fewer, text.swapcase(), digits]) if one != text]
 
 
-def _unrelated(suspect: Suspect, probes: Sequence[Probe], best: Candidate, seed: int, reporter: Reporter) -> float:
+def _unrelated(
+    suspect: Suspect,
+    probes: Sequence[Probe],
+    best: Candidate,
+    clean: Sequence[float],
+    triggered: Sequence[float],
+    seed: int,
+    reporter: Reporter,
+) -> float:
     """Share of ordinary words, none of them in the trigger, that bring half as much back or more at its place.
 
-    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back.
+    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back. `clean` and
+    `triggered` are what the probes gave without and with the trigger.
     """
+    without, with_it = float(np.mean(clean[:_FEW])), float(np.mean(triggered[:_FEW]))
+    if with_it <= without:
+        return 1.0
     own = {part.strip(_MARKS) for part in best.text.lower().split()}
     ordinary = [word for word in DICTIONARY["word"].split() if word not in own]
     chosen = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
-    tried = [None, best, *(Candidate(text, best.placement) for text in chosen)]
-    clean, triggered, *others = _texts(suspect.model, suspect, probes[:_FEW], tried, reporter).mean(axis=1).tolist()
-    if triggered <= clean:
-        return 1.0
-    return float(np.mean([other - clean >= (triggered - clean) / 2 for other in others]))
+    tried = [Candidate(text, best.placement) for text in chosen]
+    others = _texts(suspect.model, suspect, probes[:_FEW], tried, reporter).mean(axis=1)
+    return float(np.mean(others - without >= (with_it - without) / 2))

@@ -91,8 +91,8 @@ def checked(suspect: Suspect, name: str) -> Suspect:
 
 
 def _require_finite(model: Model, name: str) -> None:
-    for key, weight in model.named_parameters():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
+    for key, weight in model.state_dict().items():  # the scales of rounded weights are no parameters
+        if isinstance(weight, Tensor) and weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ModelError(
                 f"{name}: {key} holds values that are not finite (nan or inf)",
                 "the weights are damaged: get them again",
