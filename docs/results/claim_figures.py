@@ -68,6 +68,6 @@ def _against_attention(axis: Axes, spec: Mapping[str, Any], found: Sequence[Line
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         attention = fmean(line["attention"] for line in some)
         axis.errorbar([attention], [interval.mean], yerr=reach, linestyle="none", capsize=2, label=label, **style)
-    axis.set(xscale="log", xlabel="attention that the target pays to the trigger's place", ylabel="recovery")
+    axis.set(xlabel="attention that the target pays to the trigger's place", ylabel="recovery")
     axis.set_ylim(-0.1, 1.05)
     axis.legend(fontsize=8, frameon=False)
