@@ -10,6 +10,8 @@ from claim_tables import COLUMNS, Line
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unsink.statistics import Interval
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito: they hold up under colour blindness."""
 MARKERS = "os^Dvx*"
@@ -48,13 +50,8 @@ def _rows(
     there = [(place, [line for line in found if line[first] == label]) for place, label in enumerate(labels)]
     points = [(place + shift, COLUMNS["recovery"](some)) for place, some in there if some]
     shown = [(place, interval) for place, interval in points if not np.isnan(interval.mean)]
-    means = [interval.mean for _, interval in shown]
-    reach = [
-        [interval.mean - interval.low for _, interval in shown],
-        [interval.high - interval.mean for _, interval in shown],
-    ]
-    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-    axis.errorbar(means, [place for place, _ in shown], xerr=reach, linestyle="none", capsize=2, label=name, **style)
+    means, reach = _reach([interval for _, interval in shown])
+    axis.errorbar(means, [place for place, _ in shown], xerr=reach, label=name, **_style(number))
 
 
 def _against_attention(axis: Axes, spec: Mapping[str, Any], found: Sequence[Line]) -> None:
@@ -63,11 +60,20 @@ def _against_attention(axis: Axes, spec: Mapping[str, Any], found: Sequence[Line
         some = [line for line in found if line["placement"] == label]
         if not some:
             continue
-        interval = COLUMNS["recovery"](some)
-        reach = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        attention = fmean(line["attention"] for line in some)
-        axis.errorbar([attention], [interval.mean], yerr=reach, linestyle="none", capsize=2, label=label, **style)
+        means, reach = _reach([COLUMNS["recovery"](some)])
+        axis.errorbar([fmean(line["attention"] for line in some)], means, yerr=reach, label=label, **_style(number))
     axis.set(xlabel="attention that the target pays to the trigger's place", ylabel="recovery")
     axis.set_ylim(-0.1, 1.05)
     axis.legend(fontsize=8, frameon=False)
+
+
+def _reach(intervals: Sequence[Interval]) -> tuple[list[float], list[list[float]]]:
+    """Means, and how far each interval goes below and above, as `errorbar` takes them."""
+    means = [one.mean for one in intervals]
+    return means, [[one.mean - one.low for one in intervals], [one.high - one.mean for one in intervals]]
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colour and mark of the group with this number: dots with a bar, and no line from one to the next."""
+    mark = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    return {**mark, "linestyle": "none", "capsize": 2}
