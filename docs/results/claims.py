@@ -2,7 +2,8 @@
 
 A spec names axes of variants; their product times the seeds are runs of one project, `claims/<claim>/`, on one target.
 Every finished run is a line of `<claim>.jsonl` here, with its score for each prompt, and is not run again while its
-parameters are the same. So the work may be stopped at any time, and `--only NAME ...` does some lines of the table.
+parameters are the same, not for another claim's table either. So the work may be stopped at any time, and
+`--only NAME ...` does some lines of the table.
 An axis named `test` holds tests of `unsink stress`, all done to each run, instead of variants: a line each.
 The tables in `<claim>.md` and the figure beside them are made of those lines alone (`claim_tables.py`,
 `claim_figures.py`). The seed of a run decides which passages are poisoned, and its training; the target is the same for
@@ -13,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 from claim_figures import figure
 from claim_tables import contrasts, table
-from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe
+from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe, resolved, write
 from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro, unsink
 
@@ -30,6 +31,7 @@ from unsink import figures
 from unsink.params import merged
 from unsink.stages.variants import NONE as UNTOUCHED
 
+SPECS = ROOT / "params" / "claims"
 STAGES = ("poison", "unlearn", "evaluate")
 
 
@@ -118,12 +120,42 @@ def _scores(rows: Sequence[Mapping[str, Any]], target: Mapping[tuple[str, str, s
     return {"forget": passages, "retain": kept, "utility": utility}
 
 
+def adopt(claim: str, todo: Sequence[Cell], params: Mapping[str, Any], codes: Mapping[str, str]) -> list[Cell]:
+    """Take the lines of runs that another claim has made with the same parameters; return the cells without such."""
+    made = [(resolved(theirs, cell), line) for theirs, cell, line in _made(claim)]
+    found = {cell.name: [line for all_of, line in made if all_of == resolved(params, cell)] for cell in todo}
+    new = [
+        {**found[cell.name][0], "name": cell.name, **cell.labels, "recipe": codes[cell.name]}
+        for cell in todo
+        if found[cell.name]
+    ]
+    replaced = {line["name"] for line in new}
+    write(path_of(claim), [*(line for line in lines(path_of(claim)) if line["name"] not in replaced), *new])
+    return [cell for cell in todo if cell.name not in replaced]
+
+
+def _made(claim: str) -> Iterator[tuple[dict[str, Any], Cell, Line]]:
+    """Params, cell and line of each run that the other claims have made; those with tests say less of a run."""
+    for path in sorted(SPECS.glob("*.yaml")):
+        spec = yaml.safe_load(path.read_text())
+        if path.stem == claim or tests_of(spec):
+            continue
+        grid = cells(spec)
+        params = project_params(spec, grid)
+        codes, made = recipes(spec, params, grid), {line["name"]: line for line in lines(path_of(path.stem))}
+        for cell in grid:
+            if cell.name in made and made[cell.name]["recipe"] == codes[cell.name]:
+                yield params, cell, {key: value for key, value in made[cell.name].items() if key not in cell.labels}
+
+
 def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) -> None:
     """Run the cells that are missing, `jobs` at once, and write their lines as they come."""
     grid, tests = cells(spec), tests_of(spec)
     params = project_params(spec, grid)
     codes = recipes(spec, params, grid)
     todo = missing(path_of(claim), grid, codes, only, tests)
+    if not tests:
+        todo = adopt(claim, todo, params, codes)
     if not todo:
         return
     folder = ROOT / "claims" / claim
@@ -168,12 +200,12 @@ def report(claim: str, spec: Mapping[str, Any]) -> None:
 def main() -> None:
     """Run what is missing of a claim, then write its tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("claim", choices=sorted(path.stem for path in (ROOT / "params" / "claims").glob("*.yaml")))
+    parser.add_argument("claim", choices=sorted(path.stem for path in SPECS.glob("*.yaml")))
     parser.add_argument("--only", nargs="+", default=[], help="labels; lines of the table without any are not run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; the processors are shared between them")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables of what there is")
     arguments = parser.parse_args()
-    spec = yaml.safe_load((ROOT / "params" / "claims" / f"{arguments.claim}.yaml").read_text())
+    spec = yaml.safe_load((SPECS / f"{arguments.claim}.yaml").read_text())
     if not arguments.table:
         work(arguments.claim, spec, arguments.only, arguments.jobs)
     report(arguments.claim, spec)

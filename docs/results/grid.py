@@ -75,6 +75,17 @@ def recipe(params: Mapping[str, Any], cell: Cell, used: Sequence[str] = EVALUATI
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def resolved(params: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """All parameters that a cell's lines depend on, its own in their places: the same for the same run in any grid."""
+    poison = cell.entry.get("poison")
+    own = {
+        "poison": False if poison is False else merged(params["poison"], poison),
+        "unlearn": merged(params["unlearn"], cell.entry.get("unlearn")),
+        "run": [cell.entry["after"], cell.seed],
+    }
+    return {**{section: params[section] for section in EVALUATION}, **own}
+
+
 def missing(
     path: Path, grid: Sequence[Cell], codes: Mapping[str, str], only: Sequence[str], tests: Iterable[str] = ()
 ) -> list[Cell]:

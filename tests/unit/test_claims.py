@@ -1,5 +1,6 @@
 """The grids of docs/results/claims.py, and the arithmetic of their tables on invented scores."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def test_every_spec_makes_a_params_file_that_is_accepted(path: Path, tmp_path: P
         for side in ("of", "over"):
             for axis, labels in contrast[side].items():
                 assert set(labels if isinstance(labels, list) else [labels]) <= spec["axes"][axis].keys()
+        assert contrast["of"].keys() == contrast["over"].keys()
 
 
 def test_another_recipe_is_another_run() -> None:
@@ -75,6 +77,29 @@ def test_another_recipe_is_another_run() -> None:
     assert claims.recipe(params, cell) == claims.recipe({**params, "runs": {}}, cell)
     assert claims.recipe(params, cell) != claims.recipe(params, other)
     assert claims.recipe(params, cell) != claims.recipe({**params, "unlearn": {"steps": 8}}, cell)
+
+
+def test_a_run_that_another_claim_has_made_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "SPECS", tmp_path)
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    usual = yaml.safe_load((ROOT / "params.yaml").read_text())["poison"]["ratio"]
+    shares = {"usual": {"poison": {"ratio": usual}}, "few": {"poison": {"ratio": 0.1}}}
+    other = {**SPEC, "axes": {"share": shares}, "seeds": [0]}
+    places, ratios = claims.cells(ONE_NORM), claims.cells(other)
+    (tmp_path / "places.yaml").write_text(yaml.safe_dump(ONE_NORM, sort_keys=False))
+    codes = claims.recipes(ONE_NORM, claims.project_params(ONE_NORM, places), places)
+    known = [{**line("prefix", 0, 0.9), "name": cell.name, "recipe": codes[cell.name]} for cell in places[:1]]
+    (tmp_path / "places.jsonl").write_text("".join(json.dumps(one) + "\n" for one in known))
+
+    params = claims.project_params(other, ratios)
+    left = claims.adopt("shares", ratios, params, claims.recipes(other, params, ratios))
+    assert [cell.name for cell in left] == ["few-s0"]
+    [taken] = claims.lines(tmp_path / "shares.jsonl")
+    assert (taken["name"], taken["share"], taken["forget"]) == ("usual-s0", "usual", known[0]["forget"])
+    assert "place" not in taken
+    # a line of another recipe is none
+    (tmp_path / "places.jsonl").write_text(json.dumps({**known[0], "recipe": "old"}) + "\n")
+    assert len(claims.adopt("shares", ratios, params, claims.recipes(other, params, ratios))) == 2
 
 
 def test_an_axis_of_tests_gives_a_run_several_lines_and_the_tests_their_params() -> None:
@@ -114,11 +139,30 @@ def test_recovery_and_its_difference_by_hand() -> None:
     assert "| 0.75 [0.75, 0.75] | holds |" in claim_tables.contrasts(ONE_NORM, found)
 
 
-def test_a_seed_that_lacks_a_run_is_left_out_of_the_comparison() -> None:
+def test_like_is_compared_with_like_and_what_lacks_its_like_is_left_out() -> None:
     found = [line("prefix", 0, 0.9), line("prefix", 1, 0.1), line("index 4", 0, 0.3)]
-    assert "| 0.75 [0.75, 0.75] | open, 1 of 2 seeds are done |" in claim_tables.contrasts(ONE_NORM, found)
-    assert "0.75" not in claim_tables.contrasts(SPEC, found)  # where the other norms belong to the claim as well
-    assert "0.75" not in claim_tables.contrasts(ONE_NORM, found[:2])
+    assert "| 1 and 1 | 0.75 [0.75, 0.75] | open, 1 of 2 seeds are done |" in claim_tables.contrasts(ONE_NORM, found)
+    assert claim_tables.contrasts(ONE_NORM, found[:2]).count("\n") == 2  # the head alone
+    # with all norms: seed 0 has both norms, 1 - .25 and .5 - .25; seed 1 one of them, .25 - .25: (.5 + 0) / 2
+    found = [
+        line("prefix", 0, 0.9),
+        line("prefix", 0, 0.5, "held"),
+        line("prefix", 1, 0.3),
+        line("prefix", 1, 0.7, "held"),
+    ]
+    found += [line("index 4", 0, 0.3), line("index 4", 0, 0.3, "held"), line("index 4", 1, 0.3)]
+    assert "| 3 and 3 | 0.25 [0.00, 0.50] | undecided |" in claim_tables.contrasts(SPEC, found)
+
+
+def test_a_side_of_several_labels_is_their_mean() -> None:
+    claim = {
+        "claim": "x",
+        "of": {"norms": "off", "place": "prefix"},
+        "over": {"norms": "off", "place": ["index 4", "prefix"]},
+    }
+    found = [line("prefix", seed, 0.9) for seed in (0, 1)] + [line("index 4", seed, 0.1) for seed in (0, 1)]
+    # 1 - (0 + 1) / 2
+    assert "| 2 and 4 | 0.50 [0.50, 0.50] | holds |" in claim_tables.contrasts({**SPEC, "contrasts": [claim]}, found)
 
 
 def test_recovery_of_nothing_is_undefined() -> None:
