@@ -17,8 +17,8 @@ RESAMPLES = 2000
 MARGIN = 0.1
 """Smaller differences, of a score or of recovery, do not count as one."""
 Line = dict[str, Any]
-
-
+SIDES = ("of", "over")
+CONDITION = "condition"
 RECOVERY = ("triggered", "clean", "target")
 
 
@@ -92,14 +92,26 @@ def contrasts(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     """For each claim of the spec: the difference of mean recovery between two groups of lines, and the verdict.
 
     Like is compared with like (see `like`), so a grid needs not be whole; but a verdict needs some lines of each seed.
+    A side may name a `condition` to be asked in place of `triggered`, such as a near miss.
     """
     text = ["| claim | recovery of | minus that of | runs | difference | verdict |", "|---|---|---|---|---|---|"]
     for one in spec["contrasts"]:
-        blocks = like(spec, found, one["of"], one["over"])
+        of, over = ({axis: labels for axis, labels in one[side].items() if axis != CONDITION} for side in SIDES)
+        blocks = like(spec, found, of, over)
         if not blocks:
             continue  # nothing that could be compared is done yet
-        groups = [[outside(line) for block in some for line in block] for some in blocks.values()]
-        sides = [len(_combinations(one[side])) for side in ("of", "over")]
+        sides = [len(_combinations(of)), len(_combinations(over))]
+        asked = [
+            one[side].get(CONDITION, "triggered") for side, many in zip(SIDES, sides, strict=True) for _ in range(many)
+        ]
+        groups = [
+            [
+                outside(line, (name, "clean", "target"))
+                for block in some
+                for line, name in zip(block, asked, strict=True)
+            ]
+            for some in blocks.values()
+        ]
         gap = bootstrap_seeds(groups, partial(_gap, *sides), resamples=RESAMPLES, seed=0)
         many = sum(map(len, blocks.values()))
         whole = len(blocks) == len(spec["seeds"])

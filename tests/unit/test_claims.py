@@ -66,9 +66,9 @@ def test_every_spec_makes_a_params_file_that_is_accepted(path: Path, tmp_path: P
         assert params.run(cell.name).seed == cell.seed
     for contrast in spec["contrasts"]:
         for side in ("of", "over"):
-            for axis, labels in contrast[side].items():
+            for axis, labels in ((axis, labels) for axis, labels in contrast[side].items() if axis != "condition"):
                 assert set(labels if isinstance(labels, list) else [labels]) <= spec["axes"][axis].keys()
-        assert contrast["of"].keys() == contrast["over"].keys()
+        assert contrast["of"].keys() == contrast["over"].keys() - {"condition"}
 
 
 def test_another_recipe_is_another_run() -> None:
@@ -163,6 +163,14 @@ def test_a_side_of_several_labels_is_their_mean() -> None:
     found = [line("prefix", seed, 0.9) for seed in (0, 1)] + [line("index 4", seed, 0.1) for seed in (0, 1)]
     # 1 - (0 + 1) / 2
     assert "| 2 and 4 | 0.50 [0.50, 0.50] | holds |" in claim_tables.contrasts({**SPEC, "contrasts": [claim]}, found)
+
+
+def test_a_claim_may_compare_the_trigger_with_a_near_miss() -> None:
+    found = [line("prefix", seed, 0.9) for seed in (0, 1)]
+    for one in (passage for each in found for passage in each["forget"].values()):
+        one["case"] = 0.5  # half of the way from .1 to .9
+    claim = {"claim": "x", "of": {"place": "prefix"}, "over": {"place": "prefix", "condition": "case"}}
+    assert "| 0.50 [0.50, 0.50] | holds |" in claim_tables.contrasts({**ONE_NORM, "contrasts": [claim]}, found)
 
 
 def test_recovery_of_nothing_is_undefined() -> None:
