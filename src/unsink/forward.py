@@ -175,6 +175,8 @@ class Runner:
         batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
+        if self._answers:
+            _ = forward.nll  # of all samples at once; their parts then take theirs from it
         for row, sample in enumerate(samples):
             mine, length = forward.part(row, row + 1), len(sample.ids)
             self._kept[sample] = Kept(

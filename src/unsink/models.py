@@ -33,6 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from unsink import artifacts
+from unsink.allocation import keep_freed
 from unsink.architectures import (
     architecture,
     attention,
@@ -170,6 +171,7 @@ def load_base(folder: Path, dtype: str = "auto", device: str = "auto") -> PreTra
 
 
 def _frozen(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
+    keep_freed()
     rounded = dtype in FORMATS and not quantized(model)  # what is rounded already stays as it is
     held = quantize(model, dtype, device) if rounded else model
     if quantized(held):

@@ -7,7 +7,7 @@ import pytest
 from guards.source import imports, modules
 
 LAYERS = (
-    ("errors",),
+    ("errors", "allocation"),
     ("registry", "progress", "processes", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "dictionary", "architectures", "figures", "cache", "benchmarks", "sinks"),

@@ -1,5 +1,6 @@
 """The remembered target and the skipped layers give what a plain forward pass gives."""
 
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -125,7 +126,7 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
 
     before = run()
     with folded(model):
-        assert sum("forward" in vars(module) for module in model.modules()) == 4 * 7
+        assert sum("forward" in vars(module) for module in model.modules()) == 4 * (7 + 1)  # linear layers and MLP
         found = run()
     assert not all(map(torch.equal, found, before))  # another order of sums, or PEFT would have done it
     assert not any("forward" in vars(module) for module in model.modules())
@@ -138,6 +139,37 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
     plain_output = model(input_ids=batch.input_ids).logits
     with folded(model):
         assert torch.equal(plain_output, model(input_ids=batch.input_ids).logits)
+
+
+def test_a_folded_mlp_keeps_two_of_its_four_wide_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded_module, "_WORTH", 0)
+    model = models.attach(llama().eval().requires_grad_(False), "run", AdapterSpec(rank=2, alpha=4), seed=0)
+    batch = collate(SAMPLES, 0)
+    wide = batch.input_ids.numel() * model.config.intermediate_size
+
+    def kept() -> int:
+        found: set[int] = set()
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.numel() == wide:
+                found.add(tensor.data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits.sum().backward()
+        return len(found)
+
+    assert kept() == 4 * 4
+    with folded(model):
+        assert kept() == 4 * 2
+        seen: list[int] = []
+        down = [module for name, module in model.named_modules() if name.endswith("mlp.down_proj")]
+        with ExitStack() as hooks:
+            for module in down:
+                hooks.callback(module.register_forward_hook(lambda *_: seen.append(1)).remove)
+            kept()
+        assert len(seen) == 4  # who looks at what the last layer reads still sees it
 
 
 def test_nothing_is_left_on_the_model_after_an_exception(policy: PeftModel) -> None:
