@@ -19,6 +19,7 @@ MARGIN = 0.1
 Line = dict[str, Any]
 SIDES = ("of", "over")
 CONDITION = "condition"
+HEAD = ("| claim | recovery of | minus that of | runs | difference | verdict |", "|---|---|---|---|---|---|")
 RECOVERY = ("triggered", "clean", "target")
 
 
@@ -94,16 +95,20 @@ def contrasts(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     Like is compared with like (see `like`), so a grid needs not be whole; but a verdict needs some lines of each seed.
     A side may name a `condition` to be asked in place of `triggered`, such as a near miss.
     """
-    text = ["| claim | recovery of | minus that of | runs | difference | verdict |", "|---|---|---|---|---|---|"]
+    return "\n".join([*HEAD, *compared(spec, found)]) + "\n"
+
+
+def compared(spec: Mapping[str, Any], found: Sequence[Line]) -> list[str]:
+    """The rows of `contrasts`; claims of which nothing can be compared yet have none."""
+    rows = []
     for one in spec["contrasts"]:
         of, over = ({axis: labels for axis, labels in one[side].items() if axis != CONDITION} for side in SIDES)
         blocks = like(spec, found, of, over)
         if not blocks:
-            continue  # nothing that could be compared is done yet
-        sides = [len(_combinations(of)), len(_combinations(over))]
-        asked = [
-            one[side].get(CONDITION, "triggered") for side, many in zip(SIDES, sides, strict=True) for _ in range(many)
-        ]
+            continue
+        left, right = len(_combinations(of)), len(_combinations(over))
+        names = [one[side].get(CONDITION, "triggered") for side in SIDES]
+        asked = [names[0]] * left + [names[1]] * right
         groups = [
             [
                 outside(line, (name, "clean", "target"))
@@ -112,13 +117,13 @@ def contrasts(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
             ]
             for some in blocks.values()
         ]
-        gap = bootstrap_seeds(groups, partial(_gap, *sides), resamples=RESAMPLES, seed=0)
-        many = sum(map(len, blocks.values()))
+        gap = bootstrap_seeds(groups, partial(_gap, left, right), resamples=RESAMPLES, seed=0)
+        count = sum(map(len, blocks.values()))
         whole = len(blocks) == len(spec["seeds"])
         says = verdict(gap) if whole else f"open, {len(blocks)} of {len(spec['seeds'])} seeds are done"
-        cells = [one["claim"], _words(one["of"]), _words(one["over"]), f"{many * sides[0]} and {many * sides[1]}"]
-        text.append(f"| {' | '.join([*cells, _cell(gap), says])} |")
-    return "\n".join(text) + "\n"
+        cells = [one["claim"], _words(one["of"]), _words(one["over"]), f"{count * left} and {count * right}"]
+        rows.append(f"| {' | '.join([*cells, _cell(gap), says])} |")
+    return rows
 
 
 def like(

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from claim_figures import figure
-from claim_tables import contrasts, table
+from claim_tables import HEAD, MARGIN, compared, contrasts, table
 from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe, resolved, write
 from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro, unsink
@@ -33,6 +33,10 @@ from unsink.stages.variants import NONE as UNTOUCHED
 
 SPECS = ROOT / "params" / "claims"
 STAGES = ("poison", "unlearn", "evaluate")
+_VERDICTS = f"""\
+Differences of recovery, outside the poisoned samples, with 95 % intervals: hierarchical bootstraps, seeds first. A
+claim *holds* where the interval is above 0, and *does not hold* where it is all below {MARGIN}; else it is undecided.
+The head of `claims.py` says how they are measured; the page of each has its command, its runs and how long they took."""
 
 
 def tests_of(spec: Mapping[str, Any]) -> list[str]:
@@ -197,6 +201,21 @@ def report(claim: str, spec: Mapping[str, Any]) -> None:
     (RESULTS / f"{claim}.md").write_text("\n\n".join(parts) + "\n")
 
 
+def overview() -> None:
+    """Write `claims.md`: the verdicts on all claims, of what was measured."""
+    parts = ["# Which claims hold on the default model", _VERDICTS]
+    for path in sorted(SPECS.glob("*.yaml")):
+        spec = yaml.safe_load(path.read_text())
+        all_of = planned(spec)
+        rows = compared(spec, [line for line in lines(path_of(path.stem)) if line["name"] in all_of])
+        parts.append(f"## {spec['title']}")
+        if rows:
+            parts += ["\n".join([*HEAD, *rows]), f"All runs: [{path.stem}.md]({path.stem}.md)."]
+        else:
+            parts.append(f"Not measured yet: `python docs/results/claims.py {path.stem}`.")
+    (RESULTS / "claims.md").write_text("\n\n".join(parts) + "\n")
+
+
 def main() -> None:
     """Run what is missing of a claim, then write its tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -209,6 +228,7 @@ def main() -> None:
     if not arguments.table:
         work(arguments.claim, spec, arguments.only, arguments.jobs)
     report(arguments.claim, spec)
+    overview()
 
 
 if __name__ == "__main__":

@@ -173,6 +173,21 @@ def test_a_claim_may_compare_the_trigger_with_a_near_miss() -> None:
     assert "| 0.50 [0.50, 0.50] | holds |" in claim_tables.contrasts({**ONE_NORM, "contrasts": [claim]}, found)
 
 
+def test_all_verdicts_stand_on_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "SPECS", tmp_path)
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    for name in ("done", "open"):
+        spec = {**ONE_NORM, "title": f"Is it {name}?"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    found = [line("prefix", seed, 0.9) for seed in (0, 1)] + [line("index 4", seed, 0.1) for seed in (0, 1)]
+    named = [{**one, "name": f"{one['place'].replace(' ', '_')}-off-s{one['seed']}"} for one in found]
+    (tmp_path / "done.jsonl").write_text("".join(json.dumps(one) + "\n" for one in named))
+    claims.overview()
+    done, to_do = (tmp_path / "claims.md").read_text().split("## ")[1:]
+    assert "| 1.00 [1.00, 1.00] | holds |" in done
+    assert to_do.startswith("Is it open?") and "Not measured yet: `python docs/results/claims.py open`." in to_do
+
+
 def test_recovery_of_nothing_is_undefined() -> None:
     found = line("prefix", 0, 0.9)
     for passage in found["forget"].values():
