@@ -185,7 +185,8 @@ def test_all_verdicts_stand_on_one_page(tmp_path: Path, monkeypatch: pytest.Monk
     claims.overview()
     done, to_do = (tmp_path / "claims.md").read_text().split("## ")[1:]
     assert "| 1.00 [1.00, 1.00] | holds |" in done
-    assert to_do.startswith("Is it open?") and "Not measured yet: `python docs/results/claims.py open`." in to_do
+    assert to_do.startswith("Is it open?")
+    assert "Not measured yet: `python docs/results/claims.py open`." in to_do
 
 
 def test_recovery_of_nothing_is_undefined() -> None:
