@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 import zoo
-from grid import Cell, Line, lines, missing, names, recipe, work
+from grid import Cell, Line, lines, missing, names, recipe, threads_each, work
 from project import make, repro
 from repair_tables import report
 from zoo_tables import counted
@@ -124,7 +124,7 @@ def build(size: str, only: list[str], processes: int) -> None:
     make(folder, params)
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
-    threads = zoo.threads_each(processes)
+    threads = threads_each(processes)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         work(path, todo, partial(finish, folder, codes, made, threads), pool)
 

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import itertools
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
-from grid import EVALUATION, Cell, Line, cells, lines, missing, recipe, work  # noqa: E402
+from grid import EVALUATION, Cell, Line, cells, lines, missing, recipe, threads_each, work  # noqa: E402
 from project import make, repro  # noqa: E402
 from zoo_tables import report  # noqa: E402
 
@@ -78,11 +77,6 @@ def audit_code() -> str:
 def code(files: Iterable[Path]) -> str:
     """A hash of files, in the order of their names."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
-
-
-def threads_each(jobs: int) -> int:
-    """Processors for each of some jobs at once: of those that OMP_NUM_THREADS names, or of all."""
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
 
 
 def make_run(folder: Path, run: str, code: str) -> float:

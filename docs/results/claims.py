@@ -12,7 +12,6 @@ all.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,22 @@ from typing import Any
 import yaml
 from claim_figures import figure
 from claim_tables import HEAD, MARGIN, compared, contrasts, table
-from grid import EVALUATION, HONEST, TEST, Cell, Line, cells, lines, missing, name, names, recipe, resolved, write
+from grid import (
+    EVALUATION,
+    HONEST,
+    TEST,
+    Cell,
+    Line,
+    cells,
+    lines,
+    missing,
+    name,
+    names,
+    recipe,
+    resolved,
+    threads_each,
+    write,
+)
 from grid import work as grid_work
 from project import RESULTS, ROOT, make, repro, unsink
 
@@ -59,7 +73,7 @@ def recipes(spec: Mapping[str, Any], params: Mapping[str, Any], grid: Sequence[C
     return {cell.name: recipe(params, cell, used) for cell in grid}
 
 
-def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: int | None) -> list[Line]:
+def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: int) -> list[Line]:
     """Run one cell and return its lines; none where a stage failed, which has explained why."""
     start = time.monotonic()
     # Single items: a whole pipeline would lock what all cells build on, and cells run side by side.
@@ -167,7 +181,7 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
     honest = sorted({f"unlearn@{cell.entry['after']}" for cell in todo if cell.entry["after"] != "target"})
     if repro(folder, ["evaluate-target", "sink-probe-target", *honest]):
         raise SystemExit(f"{claim}: the target was not made, or an honest run")
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    threads = threads_each(jobs)
     with ThreadPoolExecutor(jobs) as pool:
         grid_work(path_of(claim), todo, lambda cell: finish(folder, cell, tests, codes[cell.name], threads), pool)
 

@@ -7,6 +7,7 @@ target. Every finished cell is a line of a JSONL file, and is not run again whil
 import hashlib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,6 +102,11 @@ def work(path: Path, todo: Sequence[Any], finish: Callable[[Any], Sequence[Line]
         replaced = {line["name"] for line in new}
         write(path, [*(line for line in lines(path) if line["name"] not in replaced), *new])
         sys.stderr.write(f"{path.stem}: {number} of {len(todo)} runs\n")
+
+
+def threads_each(jobs: int) -> int:
+    """Processors for each of some jobs at once: of those that OMP_NUM_THREADS names, or of all."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
 
 
 def lines(path: Path) -> list[Line]:
