@@ -101,7 +101,7 @@ def work(path: Path, todo: Sequence[Any], finish: Callable[[Any], Sequence[Line]
     for number, new in enumerate(pool.map(finish, todo), start=1):
         replaced = {line["name"] for line in new}
         write(path, [*(line for line in lines(path) if line["name"] not in replaced), *new])
-        sys.stderr.write(f"{path.stem}: {number} of {len(todo)} runs\n")
+        sys.stderr.write(f"{path.stem}: {number} of {len(todo)} runs{'' if new else ', the last one failed'}\n")
 
 
 def threads_each(jobs: int) -> int:
