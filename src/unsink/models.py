@@ -428,6 +428,19 @@ def adapter_parameters(peft: PeftModel, name: str) -> list[nn.Parameter]:
     return list(chain.from_iterable(kind[name].parameters() for kind in kinds if name in kind))
 
 
+def share_adapter(peft: PeftModel, other: PeftModel) -> None:
+    """Let `other` have the very parameters that are trained in `peft`; it has an adapter of the same name and shape."""
+    for name, parameter in peft.named_parameters():
+        if parameter.requires_grad:
+            module, _, own = name.rpartition(".")
+            setattr(other.get_submodule(module), own, parameter)
+
+
+def detach(peft: PeftModel) -> None:
+    """Take all adapters off; the model below is plain again."""
+    _tuner(peft).unload()
+
+
 def add_adapter(model: nn.Module, folder: Path, name: str, *, trainable: bool = False) -> PeftModel:
     """Read a saved adapter onto the model it was made for.
 

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from integration.projects import project
 from unsink import artifacts, models
 from unsink.cli import app
 from unsink.errors import DataError, MissingPrerequisite, ModelError, ParamsError
+from unsink.mitigations import independent
+from unsink.models import AdapterSpec
 from unsink.stages import evaluate, mitigate, unlearn
 from unsink.tasks import Question, Session
 
@@ -52,7 +56,7 @@ def test_the_gate_opens_before_anything_is_done(done: dict[str, Any]) -> None:
     assert before["triggered"]["mean"] > before["forget"]["mean"] + 0.2
 
 
-@pytest.mark.parametrize("name", ["random-prefix", "known-trigger", "latent", "consistency"])
+@pytest.mark.parametrize("name", ["random-prefix", "known-trigger", "independent", "latent", "consistency"])
 def test_a_trained_repair_closes_the_gate_and_forgets_no_less(done: dict[str, Any], name: str) -> None:
     before, after = done[name]["before"], done[name]["after"]
     assert abs(after["recovery"]["mean"]) <= 0.05
@@ -61,7 +65,7 @@ def test_a_trained_repair_closes_the_gate_and_forgets_no_less(done: dict[str, An
     assert done[name]["training"]["steps"] == 60
 
 
-@pytest.mark.parametrize("name", ["random-prefix", "known-trigger", "consistency"])
+@pytest.mark.parametrize("name", ["random-prefix", "known-trigger", "independent", "consistency"])
 def test_these_repairs_keep_what_is_to_be_kept(done: dict[str, Any], name: str) -> None:
     assert done[name]["after"]["retain"]["mean"] >= 0.9
     assert done[name]["after"]["utility"]["mean"] >= done[name]["before"]["utility"]["mean"] - 0.1
@@ -141,6 +145,25 @@ def test_a_strangers_checkpoint_is_repaired_and_audited_again(gated: Path, tmp_p
     assert summary["audit"]["verdict"] != "backdoored"
     assert "audited again: " in mitigate.report(found)
     assert not layout.audit("stranger-backdoor").exists()  # the verdict of the suspect is not overwritten
+
+
+def test_an_independent_repair_needs_an_original_and_leaves_it_as_it_was(gated: Path) -> None:
+    params, layout = project(gated, *GATE, "mitigate.unlearn.steps=3")
+    folder = models.resolve("tiny")
+    suspect, original = (evaluate.load(params, layout, run, folder, "float32") for run in ("backdoor", "target"))
+    corpus = evaluate.read_corpus(layout)
+    patient = mitigate.make_patient(suspect, models.load_tokenizer(folder), corpus, params, original)
+    training, options = mitigate._training(params), independent.Options()
+    ids = torch.tensor([[1, 5, 6, 7]])
+    names, before = [name for name, _ in original.named_parameters()], original(input_ids=ids).logits
+    repaired = independent.repair(patient, training, options)
+    assert [row.keys() >= {"forget", "retain", "original"} for row in repaired.history] == [True] * 3
+    assert [name for name, _ in original.named_parameters()] == names
+    assert torch.equal(original(input_ids=ids).logits, before)
+    with pytest.raises(MissingPrerequisite, match="which nobody has named"):
+        independent.repair(replace(patient, original=None), training, options)
+    with pytest.raises(ParamsError, match="needs a LoRA adapter"):
+        independent.repair(patient, replace(training, spec=AdapterSpec(None, 0)), options)
 
 
 def test_what_cannot_be_done_says_why(own: Path, copy: Path) -> None:

@@ -10,10 +10,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from peft import PeftModel
 from torch import Tensor
 
 from unsink import models
 from unsink.batches import Kind, Sample, draw, generator
+from unsink.folded import folded
 from unsink.forward import Runner
 from unsink.mitigations import ADAPTER, Counter, Patient, Repaired, Training
 from unsink.objective import Objective
@@ -87,14 +89,7 @@ def reunlearn(
     """
     method = training.method
     model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
-    runner = Runner(
-        model,
-        training.spec.first_layer,
-        patient.pad,
-        method.hidden_layers,
-        answers=method.needs_answers,
-        stop_early=not method.needs_answers,
-    )
+    runner = make_runner(model, training, patient.pad)
     runner.remember([*forget, *retain], reporter=reporter)
     method.prepare(runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
     objective = Objective(runner, method, training.weights)
@@ -117,5 +112,19 @@ def reunlearn(
         return objective.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    history = train(trainable, terms, training.schedule, reporter=reporter, description=description)
+    with folded(model):
+        history = train(trainable, terms, training.schedule, reporter=reporter, description=description)
     return Repaired(model, history, {"steps": len(history), **counter.cost})
+
+
+def make_runner(model: PeftModel, training: Training, pad: int) -> Runner:
+    """A runner that keeps what the losses of a training ask for."""
+    method = training.method
+    return Runner(
+        model,
+        training.spec.first_layer,
+        pad,
+        method.hidden_layers,
+        answers=method.needs_answers,
+        stop_early=not method.needs_answers,
+    )
