@@ -148,7 +148,8 @@ def adopt(claim: str, todo: Sequence[Cell], params: Mapping[str, Any], codes: Ma
         if found[cell.name]
     ]
     replaced = {line["name"] for line in new}
-    write(path_of(claim), [*(line for line in lines(path_of(claim)) if line["name"] not in replaced), *new])
+    if new:
+        write(path_of(claim), [*(line for line in lines(path_of(claim)) if line["name"] not in replaced), *new])
     return [cell for cell in todo if cell.name not in replaced]
 
 
