@@ -140,8 +140,11 @@ class _ByRows(torch.autograd.Function):
             for part, want in zip(some, wanted):
                 with torch.enable_grad():
                     made = head(part)
-                plain = made.detach().float()  # in float32 the logits' own memory
-                logs.append(torch.log_softmax(plain, dim=-1, out=plain))
+                plain = (
+                    made.detach().float()
+                )  # in float32 the logits' own memory, or the states' if the head does nothing
+                own = plain.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
+                logs.append(torch.log_softmax(plain, dim=-1, out=plain if own else None))
                 logits.append(made if want else None)
             del made, plain
             found, slopes = formula(rows, wanted, *logs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from integration.projects import project
 from unsink import artifacts, memory, models
@@ -54,13 +54,13 @@ def test_what_rounded_weights_cannot_do_is_an_error(copy: Path, monkeypatch: pyt
 
 def test_activations_computed_again_give_the_same_bytes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    forward = LlamaMLP.forward
+    forward = LlamaAttention.forward
 
-    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return forward(self, x)
+        return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    monkeypatch.setattr(LlamaAttention, "forward", counted)
 
     def made(*overrides: str) -> tuple[bytes, int]:
         calls.clear()
