@@ -141,12 +141,12 @@ def _scores(rows: Sequence[Mapping[str, Any]], target: Mapping[tuple[str, str, s
 def adopt(claim: str, todo: Sequence[Cell], params: Mapping[str, Any], codes: Mapping[str, str]) -> list[Cell]:
     """Take the lines of runs that another claim has made with the same parameters; return the cells without such."""
     made = [(resolved(theirs, cell), line) for theirs, cell, line in _made(claim)]
-    found = {cell.name: [line for all_of, line in made if all_of == resolved(params, cell)] for cell in todo}
-    new = [
-        {**found[cell.name][0], "name": cell.name, **cell.labels, "recipe": codes[cell.name]}
-        for cell in todo
-        if found[cell.name]
-    ]
+    new = []
+    for cell in todo:
+        mine = resolved(params, cell)
+        same = next((line for theirs, line in made if theirs == mine), None)
+        if same:
+            new.append({**same, "name": cell.name, **cell.labels, "recipe": codes[cell.name]})
     replaced = {line["name"] for line in new}
     if new:
         write(path_of(claim), [*(line for line in lines(path_of(claim)) if line["name"] not in replaced), *new])
@@ -197,10 +197,15 @@ def planned(spec: Mapping[str, Any]) -> set[str]:
     return {line for cell in cells(spec) for line in names(cell, tests_of(spec))}
 
 
+def measured(claim: str, spec: Mapping[str, Any]) -> list[Line]:
+    """The lines that a claim has of those that it is to have."""
+    all_of = planned(spec)
+    return [line for line in lines(path_of(claim)) if line["name"] in all_of]
+
+
 def report(claim: str, spec: Mapping[str, Any]) -> None:
     """Write `<claim>.md` of what was measured."""
-    all_of = planned(spec)
-    found = [line for line in lines(path_of(claim)) if line["name"] in all_of]
+    all_of, found = planned(spec), measured(claim, spec)
     missing, minutes = len(all_of) - len(found), sum(line["minutes"] for line in found)
     parts = [
         f"# {spec['title']}",
@@ -221,8 +226,7 @@ def overview() -> None:
     parts = ["# Which claims hold on the default model", _VERDICTS]
     for path in sorted(SPECS.glob("*.yaml")):
         spec = yaml.safe_load(path.read_text())
-        all_of = planned(spec)
-        rows = compared(spec, [line for line in lines(path_of(path.stem)) if line["name"] in all_of])
+        rows = compared(spec, measured(path.stem, spec))
         parts.append(f"## {spec['title']}")
         if rows:
             parts += ["\n".join([*HEAD, *rows]), f"All runs: [{path.stem}.md]({path.stem}.md)."]

@@ -140,9 +140,8 @@ class _ByRows(torch.autograd.Function):
             for part, want in zip(some, wanted):
                 with torch.enable_grad():
                     made = head(part)
-                plain = (
-                    made.detach().float()
-                )  # in float32 the logits' own memory, or the states' if the head does nothing
+                # In float32 these are the logits' own memory, or that of the states where the head gives them back.
+                plain = made.detach().float()
                 own = plain.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
                 logs.append(torch.log_softmax(plain, dim=-1, out=plain if own else None))
                 logits.append(made if want else None)
