@@ -126,7 +126,7 @@ def _measure_here(part: Numbers) -> int:
     fields = part["workload"]
     function: Callable[..., Numbers] = getattr(measures, part["function"])
     try:
-        found = function(Workload(**{**fields, "model": source(fields["model"])}), *part["arguments"])
+        found = function(Workload(**{**fields, "model": source(fields["model"], fields["device"])}), *part["arguments"])
     except measures.DifferentNumbers as error:
         print(f"the plain path and ours differ: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from unsink import artifacts, models
 from unsink.artifacts import Layout
@@ -97,13 +98,13 @@ def project(workload: Workload) -> tuple[Params, Layout]:
     if not folder.exists():
         half = folder.with_suffix(".part")
         shutil.rmtree(half, ignore_errors=True)
-        _make(half, workload)
+        _make_project(half, workload)
         half.rename(folder)
     path = folder / "params.yaml"
     return load_params(path, workload.overrides()), Layout.of(path)
 
 
-def _make(folder: Path, workload: Workload) -> None:
+def _make_project(folder: Path, workload: Workload) -> None:
     """Everything up to the split of the run and, for the value-norm term, the honest run before it."""
     _write_corpus(folder / "corpus", workload)
     path = folder / "params.yaml"
@@ -148,24 +149,54 @@ def _read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def source(model: str) -> str:
-    """The `model.source` of a name; `360m` is made: SmolLM2's next larger shape with random weights."""
-    if model != "360m":
+SHAPES: dict[str, Record] = {
+    "360m": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+    },
+    "1.7b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 64,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+}
+"""Of the larger SmolLM2 models, and of Llama 3 8B; with random weights, since only their time is taken."""
+
+
+def source(model: str, device: str = "cpu") -> str:
+    """The `model.source` of a name; one of `SHAPES` is made, on that device, with the default model's tokenizer."""
+    if model not in SHAPES:
         return model
-    folder = KEPT / "360m"
+    folder = KEPT / model
     if not (folder / "config.json").exists():
-        _make_360m(folder)
+        _make(folder, SHAPES[model], device)
     return str(folder)
 
 
-def _make_360m(folder: Path) -> None:
-    base = models.load_base(models.resolve("embedded", None), "float32", "cpu")
-    tokenizer = models.load_tokenizer(models.resolve("embedded", None))
-    config = base.config
-    config.update({"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "head_dim": 64})
-    config.update({"num_attention_heads": 15, "num_key_value_heads": 5})
-    with torch.random.fork_rng():
+def _make(folder: Path, shape: Record, device: str) -> None:
+    base = models.resolve("embedded", None)
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    config.update(shape)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        model = type(base)(config)
-    tokenizer.save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    models.load_tokenizer(base).save_pretrained(folder)
     model.save_pretrained(folder)

@@ -15,7 +15,6 @@ import multiprocessing
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,12 +72,9 @@ def finish(folder: Path, codes: Mapping[str, str], made: Mapping[str, str], thre
         threads: processors that it may use.
         job: the repair.
     """
-    import torch
-
     from unsink.stages import mitigate
 
-    torch.set_num_threads(threads)
-    zoo.make_run(folder, job.member.name, made[job.member.name])
+    zoo.make_run(folder, job.member.name, made[job.member.name], threads)
     params = folder / f"repair-{job.cell.name}.yaml"
     params.write_text(yaml.safe_dump(job.params))
     start = time.monotonic()
@@ -126,7 +122,7 @@ def build(size: str, only: list[str], processes: int) -> None:
         raise SystemExit(f"{size}: the target was not made")
     threads = threads_each(processes)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work(path, todo, partial(finish, folder, codes, made, threads), pool)
+        work(path, [pool.submit(finish, folder, codes, made, threads, job) for job in todo])
 
 
 def main() -> None:

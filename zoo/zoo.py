@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
-from grid import EVALUATION, Cell, Line, cells, lines, missing, recipe, threads_each, work  # noqa: E402
+from grid import EVALUATION, Cell, Line, cells, device, lines, missing, recipe, threads_each, work  # noqa: E402
 from project import make, repro  # noqa: E402
 from zoo_tables import report  # noqa: E402
 
@@ -79,10 +78,13 @@ def code(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
-def make_run(folder: Path, run: str, code: str) -> float:
+def make_run(folder: Path, run: str, code: str, threads: int) -> float:
     """Poison, unlearn and evaluate a run, unless it is that of this recipe already; the minutes that it took then."""
+    import torch
+
     from unsink.stages import evaluate, poison, unlearn
 
+    torch.set_num_threads(threads)
     mark = folder / "recipes" / f"{run}.json"
     if mark.exists() and (before := artifacts.read_json(mark))["recipe"] == code:
         return float(before["minutes"])
@@ -105,13 +107,10 @@ def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cel
         threads: processors that it may use.
         cell: the member.
     """
-    import torch
-
     from unsink.stages import audit
 
-    torch.set_num_threads(threads)
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
-    made = make_run(folder, cell.name, codes[cell.name][1])
+    made = make_run(folder, cell.name, codes[cell.name][1], threads)
     start = time.monotonic()
     found = audit.run(params, layout, run=cell.name)
     line = {
@@ -130,6 +129,7 @@ def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cel
         **{one: _round(found[one]) for one in ("p", "gain", "others", "known")},
         "brought_back": _round((found["recovery"] or {"mean": None})["mean"]),
         "minutes": {"made": made, "audited": round((time.monotonic() - start) / 60, 2)},
+        "device": device(params.model.device),
     }
     return [line]
 
@@ -166,12 +166,18 @@ def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
     make(folder, params)
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
-    for run in sorted({cell.entry["after"] for cell in todo} - {"target"}):  # here, because several members copy one
-        make_run(folder, run, recipe(params, Cell(run, {}, 0, params["runs"][run])))
     threads = threads_each(jobs)
     # Processes, because the number of threads and the time are each member's own.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work(path, todo, partial(finish, folder, codes, threads), pool)
+        copied = {cell.entry["after"] for cell in todo} - {"target"}
+        honest = {one: recipe(params, Cell(one, {}, 0, params["runs"][one])) for one in sorted(copied)}
+        making = [pool.submit(make_run, folder, one, of, threads) for one, of in honest.items()]
+        ready = [cell for cell in todo if cell.entry["after"] not in honest]
+        finishing = [pool.submit(finish, folder, codes, threads, cell) for cell in ready]
+        for run in making:
+            run.result()
+        finishing += [pool.submit(finish, folder, codes, threads, cell) for cell in todo if cell not in ready]
+        work(path, finishing)
 
 
 def main() -> None:

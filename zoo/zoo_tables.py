@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from grid import by_device
 from numpy.typing import NDArray
 from scipy.stats import beta
 
@@ -75,11 +76,10 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
 
 
 def _state(size: str, lines: Sequence[Line], wanted: int) -> str:
-    minutes = [line["minutes"]["audited"] for line in lines]
     text = f"`python zoo/zoo.py {size}`; {len(lines)} of {wanted} members are done"
-    if not minutes:
-        return text
-    text += f"; minutes per audit: median {np.median(minutes):.1f}, most {max(minutes):.1f}"
+    for place, some in by_device(lines).items():
+        minutes = [line["minutes"]["audited"] for line in some]
+        text += f"; minutes per audit ({place}): median {np.median(minutes):.1f}, most {max(minutes):.1f}"
     codes = Counter(str(line["code"]) for line in lines)
     parts = ", ".join(f"{count} by {code}" for code, count in sorted(codes.items()))
     return text + (

@@ -20,6 +20,7 @@ Line = dict[str, Any]
 SIDES = ("of", "over")
 CONDITION = "condition"
 HEAD = ("| claim | recovery of | minus that of | runs | difference | verdict |", "|---|---|---|---|---|---|")
+ASKED = ("retain", "utility")  # not of all lines
 RECOVERY = ("triggered", "clean", "target")
 
 
@@ -67,7 +68,7 @@ def columns(found: Sequence[Line]) -> dict[str, Callable[[Sequence[Line]], Inter
     ]
     there = {
         "inside": all(any(one["inside"] for one in line["forget"].values()) for line in found),
-        **{name: all(line[name] for line in found) for name in ("retain", "utility")},
+        **{name: any(line[name] for line in found) for name in ASKED},
     }
     usual = {name: make for name, make in COLUMNS.items() if there.get(name, True)}
     asked = {
@@ -84,7 +85,8 @@ def table(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     for labels in itertools.product(*(spec["axes"][axis] for axis in axes)):
         some = [line for line in found if tuple(line[axis] for axis in axes) == labels]
         if some:
-            values = [_cell(make(some)) for make in shown.values()]
+            unasked = {name for name in ASKED if not all(line[name] for line in some)}
+            values = ["-" if name in unasked else _cell(make(some)) for name, make in shown.items()]
             text.append(f"| {' | '.join([*map(str, labels), str(len(some)), *values])} |")
     return "\n".join(text) + "\n"
 

@@ -28,7 +28,9 @@ from grid import (
     TEST,
     Cell,
     Line,
+    by_device,
     cells,
+    device,
     lines,
     missing,
     name,
@@ -73,7 +75,7 @@ def recipes(spec: Mapping[str, Any], params: Mapping[str, Any], grid: Sequence[C
     return {cell.name: recipe(params, cell, used) for cell in grid}
 
 
-def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: int) -> list[Line]:
+def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, place: str, threads: int) -> list[Line]:
     """Run one cell and return its lines; none where a stage failed, which has explained why."""
     start = time.monotonic()
     # Single items: a whole pipeline would lock what all cells build on, and cells run side by side.
@@ -89,7 +91,7 @@ def finish(folder: Path, cell: Cell, tests: Sequence[str], code: str, threads: i
     own = names(cell, tests)
     minutes = round((time.monotonic() - start) / 60 / len(own), 2)
     return [
-        {"name": line, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes, **stood}
+        {"name": line, **labels, "seed": cell.seed, "recipe": code, "minutes": minutes, "device": place, **stood}
         | _scores([row for row in rows if row.get("stress") == labels.get(TEST)], target)
         for line, labels in own.items()
     ]
@@ -182,9 +184,10 @@ def work(claim: str, spec: Mapping[str, Any], only: Sequence[str], jobs: int) ->
     honest = sorted({f"unlearn@{cell.entry['after']}" for cell in todo if cell.entry["after"] != "target"})
     if repro(folder, ["evaluate-target", "sink-probe-target", *honest]):
         raise SystemExit(f"{claim}: the target was not made, or an honest run")
-    threads = threads_each(jobs)
+    place, threads = device(params["model"]["device"]), threads_each(jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        grid_work(path_of(claim), todo, lambda cell: finish(folder, cell, tests, codes[cell.name], threads), pool)
+        finishing = [pool.submit(finish, folder, cell, tests, codes[cell.name], place, threads) for cell in todo]
+        grid_work(path_of(claim), finishing)
 
 
 def path_of(claim: str) -> Path:
@@ -206,11 +209,11 @@ def measured(claim: str, spec: Mapping[str, Any]) -> list[Line]:
 def report(claim: str, spec: Mapping[str, Any]) -> None:
     """Write `<claim>.md` of what was measured."""
     all_of, found = planned(spec), measured(claim, spec)
-    missing, minutes = len(all_of) - len(found), sum(line["minutes"] for line in found)
+    missing = len(all_of) - len(found)
     parts = [
         f"# {spec['title']}",
         spec["text"].strip(),
-        f"`python docs/results/claims.py {claim}`; {len(found)} runs, {minutes:.0f} minutes of work"
+        f"`python docs/results/claims.py {claim}`; {_work(found)}"
         + (f"; {missing} runs of the grid are not done yet" if missing else ""),
         contrasts(spec, found).strip(),
         table(spec, found).strip(),
@@ -219,6 +222,13 @@ def report(claim: str, spec: Mapping[str, Any]) -> None:
         figures.save(figure(spec, found), RESULTS / "figures" / claim)
         parts.insert(3, f"![Recovery of each variant](figures/{claim}.svg)")
     (RESULTS / f"{claim}.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _work(found: Sequence[Line]) -> str:
+    parts = {place: (len(some), sum(line["minutes"] for line in some)) for place, some in by_device(found).items()}
+    return ", ".join(
+        f"{count} runs in {minutes:.0f} minutes of work ({place})" for place, (count, minutes) in parts.items()
+    )
 
 
 def overview() -> None:

@@ -10,8 +10,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,17 +96,37 @@ def missing(
     return [cell for cell in chosen if not {(one, codes[cell.name]) for one in names(cell, tests)} <= done]
 
 
-def work(path: Path, todo: Sequence[Any], finish: Callable[[Any], Sequence[Line]], pool: Executor) -> None:
-    """Finish each and write its lines as they come; one that failed has none."""
-    for number, new in enumerate(pool.map(finish, todo), start=1):
+def work(path: Path, finishing: Sequence[Future[Sequence[Line]]]) -> None:
+    """Write the lines of each as soon as it has finished; one that failed has none."""
+    for number, future in enumerate(as_completed(finishing), start=1):
+        new = future.result()
         replaced = {line["name"] for line in new}
         write(path, [*(line for line in lines(path) if line["name"] not in replaced), *new])
-        sys.stderr.write(f"{path.stem}: {number} of {len(todo)} runs{'' if new else ', the last one failed'}\n")
+        said = "" if new else ", the last one failed"
+        sys.stderr.write(f"{path.stem}: {number} of {len(finishing)} runs{said}\n")
 
 
 def threads_each(jobs: int) -> int:
     """Processors for each of some jobs at once: of those that OMP_NUM_THREADS names, or of all."""
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
+
+
+def device(wanted: str) -> str:
+    """Where the work is done, for `model.device`: the name of a GPU, or cpu."""
+    import torch
+
+    from unsink.models import pick_device
+
+    kind = pick_device(wanted).type
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
+
+
+def by_device(found: Iterable[Line]) -> dict[str, list[Line]]:
+    """The lines that were made on each."""
+    parts: dict[str, list[Line]] = {}
+    for line in found:
+        parts.setdefault(line["device"], []).append(line)
+    return dict(sorted(parts.items()))
 
 
 def lines(path: Path) -> list[Line]:

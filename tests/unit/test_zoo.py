@@ -37,6 +37,7 @@ def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
         "p": 0.001,
         "others": 0.0,
         "minutes": {"made": 1.0, "audited": 2.0},
+        "device": "cpu",
         "code": "old",
     } | changed
 
