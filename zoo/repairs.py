@@ -62,19 +62,20 @@ def repair_code() -> str:
     return zoo.code([*(package / "mitigations").glob("*.py"), package / "stages" / "mitigate.py"])
 
 
-def finish(folder: Path, codes: Mapping[str, str], made: Mapping[str, str], threads: int, job: Job) -> list[Line]:
-    """Do one repair in a project that has its target; its line, alone in a list.
+def finish(folder: Path, codes: Mapping[str, str], threads: int, job: Job) -> list[Line]:
+    """Do one repair in a project that has the member; its line, alone in a list.
 
     Args:
         folder: the project.
         codes: name of a cell -> hash of its recipe.
-        made: name of a member -> hash of the part of its recipe that the run depends on.
         threads: processors that it may use.
         job: the repair.
     """
+    import torch
+
     from unsink.stages import mitigate
 
-    zoo.make_run(folder, job.member.name, made[job.member.name], threads)
+    torch.set_num_threads(threads)
     params = folder / f"repair-{job.cell.name}.yaml"
     params.write_text(yaml.safe_dump(job.params))
     start = time.monotonic()
@@ -122,7 +123,10 @@ def build(size: str, only: list[str], processes: int) -> None:
         raise SystemExit(f"{size}: the target was not made")
     threads = threads_each(processes)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work(path, [pool.submit(finish, folder, codes, made, threads, job) for job in todo])
+        needed = sorted({job.member.name for job in todo})  # first, because several repairs are done to each
+        for member in [pool.submit(zoo.make_run, folder, one, made[one], threads) for one in needed]:
+            member.result()
+        work(path, [pool.submit(finish, folder, codes, threads, job) for job in todo])
 
 
 def main() -> None:

@@ -70,7 +70,8 @@ def repaired(
     job = repairs.jobs(spec, params, members, [working])[0]
     assert (job.member.name, job.cell.labels["repair"]) == (backdoored["name"], "random-prefix")
     assert job.params["mitigate"]["trigger"] is None
-    [line] = repairs.finish(folder, {job.cell.name: "x"}, {job.member.name: codes[job.member.name][1]}, 1, job)
+    zoo.make_run(folder, job.member.name, codes[job.member.name][1], 1)
+    [line] = repairs.finish(folder, {job.cell.name: "x"}, 1, job)
     assert (line["name"], line["recipe"]) == (f"{backdoored['name']}-random_prefix", "x")
     assert line["adapter"] == backdoored["adapter"]  # it was not made again
     assert {"forget", "triggered", "retain", "utility"} <= set(line["before"]) & set(line["after"])
