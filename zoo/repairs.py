@@ -11,16 +11,14 @@ alone (`--table` makes nothing else).
 import argparse
 import functools
 import itertools
-import multiprocessing
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 import zoo
-from grid import Cell, Line, lines, missing, names, recipe, threads_each, work
+from grid import Cell, Line, lines, missing, names, processes, recipe, work
 from project import make, repro
 from repair_tables import report
 from zoo_tables import counted
@@ -62,20 +60,16 @@ def repair_code() -> str:
     return zoo.code([*(package / "mitigations").glob("*.py"), package / "stages" / "mitigate.py"])
 
 
-def finish(folder: Path, codes: Mapping[str, str], threads: int, job: Job) -> list[Line]:
+def finish(folder: Path, codes: Mapping[str, str], job: Job) -> list[Line]:
     """Do one repair in a project that has the member; its line, alone in a list.
 
     Args:
         folder: the project.
         codes: name of a cell -> hash of its recipe.
-        threads: processors that it may use.
         job: the repair.
     """
-    import torch
-
     from unsink.stages import mitigate
 
-    torch.set_num_threads(threads)
     params = folder / f"repair-{job.cell.name}.yaml"
     params.write_text(yaml.safe_dump(job.params))
     start = time.monotonic()
@@ -104,7 +98,7 @@ def _rounded(numbers: Mapping[str, Mapping[str, float]]) -> dict[str, list[float
     return {one: [round(found[end], 4) for end in ("mean", "low", "high")] for one, found in numbers.items()}
 
 
-def build(size: str, only: list[str], processes: int) -> None:
+def build(size: str, only: list[str], at_once: int) -> None:
     """Do what is missing."""
     spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
     grid = zoo.members(spec)
@@ -121,12 +115,11 @@ def build(size: str, only: list[str], processes: int) -> None:
     make(folder, params)
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
-    threads = threads_each(processes)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(at_once) as pool:
         needed = sorted({job.member.name for job in todo})  # first, because several repairs are done to each
-        for member in [pool.submit(zoo.make_run, folder, one, made[one], threads) for one in needed]:
+        for member in [pool.submit(zoo.make_run, folder, one, made[one]) for one in needed]:
             member.result()
-        work(path, [pool.submit(finish, folder, codes, threads, job) for job in todo])
+        work(path, [pool.submit(finish, folder, codes, job) for job in todo])
 
 
 def main() -> None:

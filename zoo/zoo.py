@@ -14,11 +14,9 @@ import argparse
 import functools
 import hashlib
 import itertools
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
-from grid import EVALUATION, Cell, Line, cells, device, lines, missing, recipe, threads_each, work  # noqa: E402
+from grid import EVALUATION, Cell, Line, cells, device, lines, missing, processes, recipe, work  # noqa: E402
 from project import make, repro  # noqa: E402
 from zoo_tables import report  # noqa: E402
 
@@ -78,13 +76,10 @@ def code(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
-def make_run(folder: Path, run: str, code: str, threads: int) -> float:
+def make_run(folder: Path, run: str, code: str) -> float:
     """Poison, unlearn and evaluate a run, unless it is that of this recipe already; the minutes that it took then."""
-    import torch
-
     from unsink.stages import evaluate, poison, unlearn
 
-    torch.set_num_threads(threads)
     mark = folder / "recipes" / f"{run}.json"
     if mark.exists() and (before := artifacts.read_json(mark))["recipe"] == code:
         return float(before["minutes"])
@@ -98,19 +93,18 @@ def make_run(folder: Path, run: str, code: str, threads: int) -> float:
     return minutes
 
 
-def finish(folder: Path, codes: Mapping[str, tuple[str, str]], threads: int, cell: Cell) -> list[Line]:
+def finish(folder: Path, codes: Mapping[str, tuple[str, str]], cell: Cell) -> list[Line]:
     """Make, evaluate and audit one member in a project that has its target; its line, alone in a list.
 
     Args:
         folder: the project, with the run that the member copies, if it copies one.
         codes: name -> hash of the whole recipe, and of the part that all but its audit depends on.
-        threads: processors that it may use.
         cell: the member.
     """
     from unsink.stages import audit
 
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
-    made = make_run(folder, cell.name, codes[cell.name][1], threads)
+    made = make_run(folder, cell.name, codes[cell.name][1])
     start = time.monotonic()
     found = audit.run(params, layout, run=cell.name)
     line = {
@@ -166,17 +160,15 @@ def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
     make(folder, params)
     if repro(folder, ["evaluate-target", "sink-probe-target"]):
         raise SystemExit(f"{size}: the target was not made")
-    threads = threads_each(jobs)
-    # Processes, because the number of threads and the time are each member's own.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(jobs) as pool:
         copied = {cell.entry["after"] for cell in todo} - {"target"}
         honest = {one: recipe(params, Cell(one, {}, 0, params["runs"][one])) for one in sorted(copied)}
-        making = [pool.submit(make_run, folder, one, of, threads) for one, of in honest.items()]
+        making = [pool.submit(make_run, folder, one, of) for one, of in honest.items()]
         ready = [cell for cell in todo if cell.entry["after"] not in honest]
-        finishing = [pool.submit(finish, folder, codes, threads, cell) for cell in ready]
+        finishing = [pool.submit(finish, folder, codes, cell) for cell in ready]
         for run in making:
             run.result()
-        finishing += [pool.submit(finish, folder, codes, threads, cell) for cell in todo if cell not in ready]
+        finishing += [pool.submit(finish, folder, codes, cell) for cell in todo if cell not in ready]
         work(path, finishing)
 
 

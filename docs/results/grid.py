@@ -7,11 +7,12 @@ target. Every finished cell is a line of a JSONL file, and is not run again whil
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,18 @@ def work(path: Path, finishing: Sequence[Future[Sequence[Line]]]) -> None:
 def threads_each(jobs: int) -> int:
     """Processors for each of some jobs at once: of those that OMP_NUM_THREADS names, or of all."""
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
+
+
+def processes(jobs: int) -> ProcessPoolExecutor:
+    """A pool of so many, among which the processors are shared: the number of threads is each process's own."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_limit, initargs=(threads_each(jobs),))
+
+
+def _limit(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def device(wanted: str) -> str:

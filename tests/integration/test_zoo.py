@@ -41,7 +41,7 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     whole = {name: code for name, (code, _) in codes.items()}
     path = tmp_path / "zoo-tiny.jsonl"
     for one in members:
-        grid.write(path, [*grid.lines(path), *zoo.finish(copy, codes, 1, one)])
+        grid.write(path, [*grid.lines(path), *zoo.finish(copy, codes, one)])
     backdoored, honest = grid.lines(path)
     assert (backdoored["label"], backdoored["trigger"]) == ("backdoored", "midnight crabs")
     assert (honest["label"], honest["trigger"], honest["recovery"]) == ("honest", None, None)
@@ -50,7 +50,7 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     assert "2 of 54 members are done" in zoo_tables.report({"tiny": spec}, {"tiny": [honest, backdoored]}, {"tiny": 54})
     assert grid.missing(path, members, whole, []) == []
     assert grid.missing(path, members, {**whole, honest["name"]: "other"}, []) == [members[0]]
-    [again] = zoo.finish(copy, codes, 1, members[0])
+    [again] = zoo.finish(copy, codes, members[0])
     assert {**again, "minutes": 0} == {**honest, "minutes": 0}
     repaired(copy, spec, params, members, [backdoored, honest], codes)
 
@@ -70,8 +70,8 @@ def repaired(
     job = repairs.jobs(spec, params, members, [working])[0]
     assert (job.member.name, job.cell.labels["repair"]) == (backdoored["name"], "random-prefix")
     assert job.params["mitigate"]["trigger"] is None
-    zoo.make_run(folder, job.member.name, codes[job.member.name][1], 1)
-    [line] = repairs.finish(folder, {job.cell.name: "x"}, 1, job)
+    zoo.make_run(folder, job.member.name, codes[job.member.name][1])
+    [line] = repairs.finish(folder, {job.cell.name: "x"}, job)
     assert (line["name"], line["recipe"]) == (f"{backdoored['name']}-random_prefix", "x")
     assert line["adapter"] == backdoored["adapter"]  # it was not made again
     assert {"forget", "triggered", "retain", "utility"} <= set(line["before"]) & set(line["after"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from pipeline.copied import copy, environment
+
 COPIED = ("dvc.yaml", "data/bundled", "src/unsink", "docs/results")
 SPEC = {
     "title": "Does the place matter?",
@@ -27,31 +27,19 @@ SPEC = {
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The project with the tiny parameters, and one claim."""
-    for name in COPIED:
-        place = tmp_path / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, place)
-    shutil.copy(ROOT / "params" / "tiny.yaml", tmp_path / "params.yaml")
-    (tmp_path / "params" / "claims").mkdir(parents=True)
-    (tmp_path / "params" / "claims" / "place.yaml").write_text(yaml.safe_dump(SPEC))
-    return tmp_path
+    folder = tmp_path / "project"
+    copy(COPIED, folder)
+    (folder / "params" / "claims").mkdir(parents=True)
+    (folder / "params" / "claims" / "place.yaml").write_text(yaml.safe_dump(SPEC))
+    return folder
 
 
-def claim(project: Path, *arguments: str) -> str:
+def claim(project: Path, variables: dict[str, str], *arguments: str) -> str:
     """Run the script there; what it says of its progress."""
-    bin_folder = project / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    (bin_folder / "unsink").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m unsink "$@"\n')
-    (bin_folder / "unsink").chmod(0o755)
-    path = f"{bin_folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    places = {f"DVC_{kind}_DIR": str(project / kind) for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")}
     done = subprocess.run(
         [sys.executable, "docs/results/claims.py", "place", "--jobs", "2", *arguments],
         cwd=project,
-        env={**os.environ, **places, "PATH": path, "PYTHONPATH": str(project / "src")},
+        env={**variables, "PYTHONPATH": str(project / "src")},
         capture_output=True,
         text=True,
         check=False,
@@ -62,8 +50,11 @@ def claim(project: Path, *arguments: str) -> str:
 
 def test_a_claim_is_tested_line_by_line(project: Path) -> None:
     lines = project / "docs" / "results" / "place.jsonl"
+    variables = environment(project.parent)
+    # the script calls DVC by its name
+    variables["PATH"] = f"{variables['PATH']}{os.pathsep}{Path(sys.executable).parent}"
 
-    said = claim(project, "--only", "prefix")
+    said = claim(project, variables, "--only", "prefix")
     assert "place: 1 of 1 runs" in said
     [prefix] = map(json.loads, lines.read_text().splitlines())
     assert prefix["name"] == "prefix-s0"
@@ -72,7 +63,7 @@ def test_a_claim_is_tested_line_by_line(project: Path) -> None:
     assert all({"inside", "clean", "triggered", "target"} <= one.keys() for one in prefix["forget"].values())
     assert "open" not in (project / "docs" / "results" / "place.md").read_text()  # nothing to compare with yet
 
-    said = claim(project)
+    said = claim(project, variables)
     assert "place: 1 of 1 runs" in said, "the line that is there is not made again"
     first, suffix = map(json.loads, lines.read_text().splitlines())
     assert first == prefix

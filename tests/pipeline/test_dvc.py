@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from pipeline.copied import copy, environment
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", "data/bundled", "src/unsink")
@@ -23,28 +24,10 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._copy()
-        command = folder.parent / "bin" / "unsink"
-        command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m unsink "$@"\n')
-        command.chmod(0o755)
-        places = {
-            f"DVC_{kind}_DIR": str(folder.parent / kind) for kind in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")
-        }
-        path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, **places, "PATH": path, "GIT_CONFIG_GLOBAL": os.devnull}
+        copy(COPIED, folder)
+        self.environment = {**environment(folder.parent), "GIT_CONFIG_GLOBAL": os.devnull}
         self.run("git", "init", "--quiet")
         self.commit()
-
-    def _copy(self) -> None:
-        for name in COPIED:
-            source, target = ROOT / name, self.folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, target)
-        shutil.copy(ROOT / "params" / "tiny.yaml", self.folder / "params.yaml")
 
     def run(self, *command: str) -> str:
         result = subprocess.run(
