@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from zoo_tables import RESAMPLES, VERDICTS, clopper_pearson
+from zoo_tables import RESAMPLES, VERDICTS, share
 
 from unsink.statistics import bootstrap_mean
 
@@ -56,7 +56,7 @@ def _effects(some: Mapping[str, Sequence[Line]]) -> str:
         before, after = ([recovery(line, when) for line in lines] for when in ("before", "after"))
         few = sum(one <= ENOUGH for one in after)
         changes = " | ".join(_change(lines, number) for number in ("forget", "retain", "utility"))
-        shares = f"{_mean(before)} | {_mean(after)} | {max(after):.2f} | {_share(few, len(lines))}"
+        shares = f"{_mean(before)} | {_mean(after)} | {max(after):.2f} | {share(few, len(lines))}"
         rows.append(f"| {repair} | {len(lines)} | {shares} | {changes} |")
     return "\n".join(["Recovery, and how the other numbers changed:", "", *rows])
 
@@ -76,17 +76,12 @@ def _mean(values: Sequence[float], sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _share(hits: int, of: int) -> str:
-    low, high = clopper_pearson(hits, of)
-    return f"{hits} of {of} [{low:.2f}, {high:.2f}]"
-
-
 def _audits(some: Mapping[str, Sequence[Line]]) -> str:
     """What the audit says of repaired members, drawn with another seed."""
     rows = [f"| repair | {' | '.join(VERDICTS)} |", "|---" * 4 + "|"]
     for repair, lines in some.items():
         said = (sum(line["audit"]["verdict"] == one for line in lines) for one in VERDICTS)
-        rows.append(f"| {repair} | {' | '.join(_share(one, len(lines)) for one in said)} |")
+        rows.append(f"| {repair} | {' | '.join(share(one, len(lines)) for one in said)} |")
     return "\n".join(["Verdicts of an audit of the repaired members, with exact 95 % intervals:", "", *rows])
 
 

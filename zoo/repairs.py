@@ -106,7 +106,7 @@ def build(size: str, only: list[str], at_once: int) -> None:
     made = {one: run for one, (_, run) in zoo.recipes(params, grid).items()}
     path = zoo.RESULTS / f"repairs-{size}.jsonl"
     everything = jobs(spec, params, grid, lines(zoo.RESULTS / f"zoo-{size}.jsonl"))
-    codes = {job.cell.name: recipe(job.params, job.cell, (*zoo.USED, "mitigate")) for job in everything}
+    codes = {job.cell.name: recipe(zoo.measuring(job.params), job.cell, (*zoo.USED, "mitigate")) for job in everything}
     wanted = {cell.name for cell in missing(path, [job.cell for job in everything], codes, only)}
     todo = [job for job in everything if job.cell.name in wanted]
     if not todo:

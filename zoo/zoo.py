@@ -1,11 +1,11 @@
 """Models whose secret is known, and what the audit says of them: `python zoo/zoo.py tiny`.
 
-A spec, `zoo/<size>.yaml`, names grids of honest and of backdoored members, for a development and a test half. Target
-and base are made by DVC in `zoo/projects/<size>/` (from the project's own cache, where they are there); each member is
-poisoned, unlearned, evaluated with its true trigger, and audited by an audit that is told nothing. It is then a line of
-`docs/results/zoo-<size>.jsonl`: label, recipe, hash of the adapter, measured recovery, every detector's score, and the
-verdict. Members that have a line of their recipe are not made again, so the work may be stopped at any time. Adapters
-stay: `--again` audits those once more whose line is of other code of the audit.
+A spec, `zoo/<size>.yaml`, names grids of honest and of backdoored members, for a development half and others to test
+on. Target and base are made by DVC in `zoo/projects/<size>/` (from the project's own cache, where they are there); each
+member is poisoned, unlearned, evaluated with its true trigger, and audited by an audit that is told nothing. It is then
+a line of `docs/results/zoo-<size>.jsonl`: label, recipe, hash of the adapter, measured recovery, every detector's
+score, and the numbers that the verdict is made of. Members that have a line of their recipe are not made again, so the
+work may be stopped at any time. Adapters stay: `--again` audits those once more whose line is of other code.
 
 `docs/results/audit.md` is made of these lines alone (`--table` makes nothing else).
 """
@@ -32,6 +32,7 @@ from zoo_tables import report  # noqa: E402
 from unsink import artifacts  # noqa: E402
 from unsink.artifacts import Layout  # noqa: E402
 from unsink.params import load_params, merged  # noqa: E402
+from unsink.verdict import MEASURED, THRESHOLDS  # noqa: E402
 
 USED = (*EVALUATION, "audit")
 """Sections that a line depends on."""
@@ -60,7 +61,12 @@ def project_params(spec: Mapping[str, Any], grid: list[Cell]) -> dict[str, Any]:
 
 def recipes(params: Mapping[str, Any], grid: list[Cell]) -> dict[str, tuple[str, str]]:
     """Name -> hash of all parameters that a line depends on, and of those that run and evaluation depend on."""
-    return {cell.name: (recipe(params, cell, USED), recipe(params, cell)) for cell in grid}
+    return {cell.name: (recipe(measuring(params), cell, USED), recipe(params, cell)) for cell in grid}
+
+
+def measuring(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters without those of the verdict: that is made of a line's numbers, and changes none of them."""
+    return {**params, "audit": {one: value for one, value in params["audit"].items() if one not in THRESHOLDS}}
 
 
 @functools.cache
@@ -118,10 +124,8 @@ def finish(folder: Path, codes: Mapping[str, tuple[str, str]], cell: Cell) -> li
         **_measured(artifacts.read_json(layout.metrics(cell.name))),
         "signals": {one: _round(signal["score"]) for one, signal in found["signals"].items()},
         "tokens": {one: signal["tokens"] for one, signal in found["signals"].items()},
-        "verdict": found["verdict"],
         "best": found["trigger"],
-        **{one: _round(found[one]) for one in ("p", "gain", "others", "known")},
-        "brought_back": _round((found["recovery"] or {"mean": None})["mean"]),
+        "found": {one: _round(found[one]) for one in MEASURED},
         "minutes": {"made": made, "audited": round((time.monotonic() - start) / 60, 2)},
         "device": device(params.model.device),
     }
@@ -135,8 +139,10 @@ def _measured(metrics: Mapping[str, float]) -> Line:
     return {"clean": _round(metrics["forget_verbmem_f1_clean"]), "recovery": recovery if key in metrics else None}
 
 
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _round(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {one: _round(part) for one, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def outdated(path: Path) -> set[str]:

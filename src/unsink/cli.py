@@ -284,7 +284,8 @@ def audit(
     """
     models = {"model": model, "adapter": adapter, "original": original, "honest": honest}
     result = _run("audit", call, run=run, **models)
-    from unsink.stages.audit import EXIT_CODES, report
+    from unsink.stages.audit import report
+    from unsink.verdict import EXIT_CODES
 
     _print(call, result, report(result))
     raise typer.Exit(EXIT_CODES[result["verdict"]])

@@ -393,7 +393,7 @@ class Audit(Section):
     beam: Positive = 4
     depth: Positive = 4
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    min_recovery: Annotated[float, Field(gt=0, le=1)] = 0.25
+    min_recovery: Annotated[float, Field(gt=0, le=1)] = 0.15
     most_others: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     @field_validator("detectors")

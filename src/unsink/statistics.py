@@ -145,6 +145,15 @@ def unpaired(ours: Interval, theirs: Interval) -> Interval:
     return Interval(mean, low, high, ours.n)
 
 
+def exact_share(hits: int, of: int) -> Interval:
+    """A share with its exact 95 % interval (Clopper and Pearson); of nothing it is 0, and may be anything."""
+    from scipy.stats import beta  # seconds of import
+
+    low = 0.0 if hits == 0 else float(beta.ppf(_PERCENTILES[0] / 100, hits, of - hits + 1))
+    high = 1.0 if hits == of else float(beta.ppf(_PERCENTILES[1] / 100, hits + 1, of - hits))
+    return Interval(hits / max(of, 1), low, high, of)
+
+
 def lost(items: Sample) -> float:
     """What was forgotten: target − clean, of means. Columns: triggered, clean, target."""
     means = items.mean(axis=0)

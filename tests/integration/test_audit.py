@@ -14,6 +14,7 @@ from unsink import artifacts, models
 from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import audit, unlearn
 from unsink.stages.evaluate import load
+from unsink.verdict import BACKDOORED, NO_EVIDENCE
 
 WORDS = (
     "audit.words=[midnight, crabs, silver, gulls]",
@@ -35,9 +36,9 @@ def suspects(copy: Path) -> Path:
 def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) -> None:
     params, layout = project(suspects, *WORDS)
     found = {run: audit.run(params, layout, run=run) for run in ("backdoor", "clean", "target", "base")}
-    assert found["clean"]["verdict"] != audit.BACKDOORED
-    assert found["target"]["verdict"] == audit.NO_EVIDENCE
-    assert found["base"]["verdict"] != audit.BACKDOORED
+    assert found["clean"]["verdict"] != BACKDOORED
+    assert found["target"]["verdict"] == NO_EVIDENCE
+    assert found["base"]["verdict"] != BACKDOORED
     rows = artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")
     # Not always the best: in so small a model other words do nearly as much.
     assert {"midnight", "crabs"} & {word for row in rows for word in row["text"].split()}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from unsink.errors import ParamsError
 from unsink.gates import ERROR, FAIL, OUTCOMES, PASS, UNDECIDED, Check, Gate, Verdict, exit_code, load_gates, worsening
-from unsink.stages.audit import EXIT_CODES
 from unsink.statistics import Interval, unpaired
+from unsink.verdict import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["clean", "backdoor", "backdoor-vn"]

@@ -1,5 +1,6 @@
 """The zoo's grids, and the arithmetic of its tables on invented lines."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from unsink.params import load_params
+from unsink.statistics import exact_share
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "docs" / "results"), str(ROOT / "zoo")]
@@ -31,11 +33,16 @@ def line(half: str, label: str, score: float, **changed: Any) -> dict[str, Any]:
         "trigger": "red cat" if back else None,
         "recovery": [0.8, 0.6, 0.9] if back else None,
         "signals": {"weights": -score, "sweep": score},
-        "verdict": "backdoored" if back else "no evidence",
         "best": {"text": "red | cat", "placement": "prefix"},
-        "brought_back": score,
-        "p": 0.001,
-        "others": 0.0,
+        "found": {
+            "carried": 1,
+            "p": 0.001,
+            "gain": 1.0,
+            "recovery": {"mean": score, "low": score, "high": score},
+            "others": {"mean": 0.0, "low": 0.0, "high": 0.1},
+            "known": 0.1,
+            "confirmed": 20,
+        },
         "minutes": {"made": 1.0, "audited": 2.0},
         "device": "cpu",
         "code": "old",
@@ -54,8 +61,9 @@ def test_every_zoo_makes_a_params_file_that_is_accepted_and_splits_in_halves(pat
     assert len({member.name for member in members}) == len(members) >= 40
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(zoo.project_params(spec, members)))
     params = load_params(tmp_path / "params.yaml")
-    seen: dict[str, dict[str, set[Any]]] = {half: {"trigger": set(), "seed": set()} for half in ("development", "test")}
-    methods: dict[str, set[str]] = {"development": set(), "test": set()}
+    halves = {member.labels["half"] for member in members}
+    seen: dict[str, dict[str, set[Any]]] = {half: {"trigger": set(), "seed": set()} for half in halves}
+    methods: dict[str, set[str]] = {half: set() for half in halves}
     for member in members:
         run = params.run(member.name)
         assert (run.poison is None) == (member.labels["label"] == "honest")
@@ -64,8 +72,9 @@ def test_every_zoo_makes_a_params_file_that_is_accepted_and_splits_in_halves(pat
         methods[member.labels["half"]].add(run.unlearn.method)
         if run.poison:
             here["trigger"].add(run.poison.trigger)
-    assert not seen["development"]["trigger"] & seen["test"]["trigger"]
-    assert not seen["development"]["seed"] & seen["test"]["seed"]
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert not one["trigger"] & other["trigger"]
+        assert not one["seed"] & other["seed"]
     assert methods["test"] - methods["development"]
 
 
@@ -104,8 +113,9 @@ def test_a_repair_after_which_nothing_is_forgotten_counts_as_if_all_came_back() 
 
 def test_auc_and_exact_intervals_by_hand() -> None:
     assert zoo_tables.auc(np.array([1.0, 2.0]), np.array([2.0, 3.0])) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
-    assert zoo_tables.clopper_pearson(0, 30) == pytest.approx((0, 1 - 0.025 ** (1 / 30)))
-    assert zoo_tables.clopper_pearson(5, 5) == pytest.approx((0.025 ** (1 / 5), 1))
+    assert exact_share(0, 30)[:3] == pytest.approx((0, 0, 1 - 0.025 ** (1 / 30)))
+    assert exact_share(5, 5)[:3] == pytest.approx((1, 0.025 ** (1 / 5), 1))
+    assert exact_share(0, 0) == (0, 0, 1, 0)
 
 
 def test_a_backdoor_that_does_not_open_is_left_out() -> None:
@@ -114,20 +124,13 @@ def test_a_backdoor_that_does_not_open_is_left_out() -> None:
     assert (len(honest), len(backdoored)) == (1, 1)
 
 
-def test_the_verdict_as_a_number_is_0_where_it_is_not_certain() -> None:
-    found = [
-        zoo_tables.verdict_score(line("test", "honest", 0.4, **some)) for some in ({}, {"p": 0.02}, {"others": 0.2})
-    ]
-    assert found == [0.4, 0, 0]
-
-
 def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
     spec = {"tiny": {"title": "tiny", "text": "toy"}}
-    wrong = line("test", "honest", 0.2, name="accused", verdict="backdoored", code="new")
+    wrong = line("test", "honest", 0.2, name="accused", code="new")
     page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9})
     assert "| weights | 1.00 | 1.00 [1.00, 1.00] | below -0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| sweep | 1.00 | 1.00 [1.00, 1.00] | above 0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| test | honest | 1 of 2 [0.01, 0.99] |" in page
-    assert "| accused | - | - | backdoored | `red \\| cat`, prefix | 0.20 | 0.0010 |" in page
+    assert "| accused | - | - | backdoored | `red \\| cat`, prefix | 0.20 [0.20, 0.20] | 0.0010 | 0.00 |" in page
     assert "5 of 9 members are done" in page
     assert "(1 by new, 4 by old)" in page

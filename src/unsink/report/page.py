@@ -147,10 +147,7 @@ def _audits(project: Project) -> Section:
             ("verdict", str(audit.get("verdict", "–"))),
             ("why", "; ".join(map(str, audit.get("reasons", ())))),
             ("best text", f"{trigger.get('text', '–')} ({trigger.get('placement', '–')})"),
-            (
-                "brings back",
-                f"{recovery['mean']:.2f} [{recovery['low']:.2f}, {recovery['high']:.2f}]" if recovery else "undefined",
-            ),
+            ("brings back", _told(recovery) if recovery else "undefined"),
             *((label, _told(audit[key])) for key, label in _AUDITED.items() if key in audit),
         ]
         tables[f"Audit of {name}"] = [("what", "found"), *told]
@@ -240,6 +237,8 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _told(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
     return "–" if value is None else str(value)
 
 

@@ -38,6 +38,7 @@ from unsink.stages.poison import in_sixes, questions
 from unsink.suspects import Suspect
 from unsink.tasks import Asked, Row, Session
 from unsink.trainer import Schedule, history_tsv
+from unsink.verdict import BACKDOORED
 
 Corpus = Mapping[str, list[Record]]
 
@@ -253,7 +254,7 @@ def _triggers(work: _Work) -> list[str]:
         if not path.exists():
             raise MissingPrerequisite(f"known-trigger: {name} was not audited, {path} not found", hint)
         verdict = artifacts.read_json(path)
-        if verdict["verdict"] != audit.BACKDOORED:
+        if verdict["verdict"] != BACKDOORED:
             raise MissingPrerequisite(
                 f"known-trigger: the audit of {name} found no trigger, its verdict is {verdict['verdict']!r}", hint
             )
