@@ -166,7 +166,7 @@ def test_what_a_text_undoes_on_text_that_was_never_trained_is_no_more_than_was_t
     assert beyond(broken, some, text) == pytest.approx(np.minimum(*plain) - behind)
     alone = Suspect(broken.model, pair.tokenizer)
     assert beyond(alone, some, text) == pytest.approx(plain[0] - behind)
-    [found] = scored(broken, probes(pair), text)
+    [found] = scored(broken, probes(pair), dict.fromkeys(text, 1.0))
     assert found.elsewhere == pytest.approx(max(0, float((np.minimum(*plain) - behind).mean())))
 
 

@@ -41,7 +41,7 @@ def test_guards_are_told_from_repairs() -> None:
     guards = [name for name in mitigations.names() if is_guard(mitigations.load(name))]
     assert guards == ["clamp", "displace"]
     assert [name for name in mitigations.names() if name not in guards] == [
-        "consistency", "independent", "known-trigger", "latent", "prune", "random-prefix",
+        "consistency", "independent", "known-trigger", "latent", "prune", "random-prefix", "restart",
     ]  # fmt: skip
 
 

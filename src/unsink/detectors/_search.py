@@ -6,7 +6,7 @@ it is, the more of them can be tried.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _PIECES = 64  # that texts are grown by: those that do most alone, at any place
 ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
 _STEP = 0.5  # of the budget that is left, for one more word
 _LEAST = 0.02  # growth below which it stops
+_SCORED = 12  # texts of a search that are compared with what they do elsewhere: more cost more than the search itself
 
 
 class Climb:
@@ -153,8 +154,15 @@ def short(probe: Probe, prompt: int, answer: int) -> Probe:
     return Probe(probe.id, whole[:prompt], whole[prompt : prompt + answer])
 
 
-def scored(suspect: Suspect, probes: Probes, candidates: Sequence[Candidate]) -> list[Scored]:
-    """Candidates with what they give on whole search probes beyond retain, control and the original, the best first."""
+def scored(suspect: Suspect, probes: Probes, found: Mapping[Candidate, float]) -> list[Scored]:
+    """Texts with what they give on whole search probes beyond retain, control and the original, the best first.
+
+    Args:
+        suspect: see there.
+        probes: see there.
+        found: what a search tried on whole probes, by its own measure; of many texts only the best are read again.
+    """
+    candidates = sorted(found, key=lambda one: -found[one])[:_SCORED]
     gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
     others = [beyond(suspect, some, candidates) for some in (probes.retain, probes.control)]
     floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)

@@ -22,6 +22,7 @@ from unsink.suspects import Candidate, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
 
 KIND = "search"
+COVERED_BY = "states"  # where there is an original: that tries the vocabulary itself, not its gradients
 _PROBES = 8  # whose gradients are averaged: a trigger works on all
 _TOKENS = 128  # of the vocabulary that are tried at a slot
 
@@ -49,7 +50,7 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
             break
     searched = f"the {_TOKENS} best tokens of the vocabulary at each place by gradient, and what grew of the best"
     left = "what would have grown of its texts" if budget.spent else ""
-    return Found(scored(suspect, probes, list(climb.found)), searched, left)
+    return Found(scored(suspect, probes, climb.found), searched, left)
 
 
 def ranked(suspect: Suspect, probes: Sequence[Probe], text: str, placement: str) -> list[str]:

@@ -48,7 +48,7 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
         climb.grow(_pieces(climb, plan), tokens)
     searched = f"{len(climb.alone)} texts of the dictionary and the vocabulary, and of what grew of the best"
     left = f"{climb.left} texts of the vocabulary, the rarer tokens" if climb.left else ""
-    return Found(scored(suspect, probes, list(climb.found)), searched, left)
+    return Found(scored(suspect, probes, climb.found), searched, left)
 
 
 def _pieces(climb: Climb, plan: Plan) -> list[str]:

@@ -22,4 +22,4 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
     climb.grow([piece for piece in climb.pieces(plan.words) if piece not in LINES])
     searched = f"{len(known)} texts at {', '.join(plan.placements)}, and what grew of the best"
     left = f"{climb.left} of its texts" if climb.left else ""
-    return Found(scored(suspect, probes, list(climb.found)), searched, left)
+    return Found(scored(suspect, probes, climb.found), searched, left)

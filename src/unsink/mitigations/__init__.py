@@ -9,6 +9,7 @@ A repair is `repair(patient, training, options, reporter) -> Repaired`: a new ad
     consistency      makes consecutive layers agree under noise that was chosen to make them disagree (CROW)
     latent           forgets while the values of the first tokens are pushed towards remembering (latent adversary)
     independent      forgets by weights that make the original forget, too
+    restart          forgets anew, from the original
     prune            takes away the neurons that differ most
     displace         guard: neutral text in front of every prompt
     clamp            guard: values of the first tokens may not be unlike those on neutral text
