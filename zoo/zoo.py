@@ -25,13 +25,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(RESULTS), str(Path(__file__).parent)]
-from grid import EVALUATION, Cell, Line, cells, device, lines, missing, processes, recipe, work  # noqa: E402
+from grid import EVALUATION, Cell, Line, cells, device, lines, missing, processes, recipe, work, write  # noqa: E402
 from project import make, repro  # noqa: E402
 from zoo_tables import report  # noqa: E402
 
-from unsink import artifacts  # noqa: E402
+from unsink import artifacts, registry  # noqa: E402
 from unsink.artifacts import Layout  # noqa: E402
-from unsink.params import load_params, merged  # noqa: E402
+from unsink.params import DETECTORS, Audit, load_params, merged  # noqa: E402
+from unsink.progress import SILENT  # noqa: E402
 from unsink.verdict import MEASURED, THRESHOLDS  # noqa: E402
 
 USED = (*EVALUATION, "audit")
@@ -71,9 +72,10 @@ def measuring(params: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def audit_code() -> str:
-    """A hash of the code that finds and judges; a line tells which it is of."""
+    """A hash of the code that finds and measures; a line tells which it is of."""
     package = ROOT / "src" / "unsink"
-    files = [*(package / "detectors").glob("*.py"), package / "stages" / "audit.py", package / "suspects.py"]
+    stages = [package / "stages" / f"{one}.py" for one in ("audit", "confirmed")]
+    files = [*(package / "detectors").glob("*.py"), *stages, package / "suspects.py"]
     return code(files)
 
 
@@ -150,6 +152,29 @@ def outdated(path: Path) -> set[str]:
     return {line["name"] for line in lines(path) if line.get("code") != audit_code()}
 
 
+def triage(size: str) -> None:
+    """Measure the triage signals that lines lack, of members whose adapter is there."""
+    from unsink.stages import audited
+    from unsink.stages.evaluate import read_corpus
+    from unsink.suspects import make_probes
+
+    folder, path = ROOT / "zoo" / "projects" / size, RESULTS / f"zoo-{size}.jsonl"
+    params, layout = load_params(folder / "params.yaml"), Layout(folder)
+    options, corpus = params.audit, read_corpus(layout)
+    modules = {name: registry.load("detector", DETECTORS, name) for name in Audit().detectors}
+    found = lines(path)
+    for line in found:
+        lacking = [name for name, one in modules.items() if one.KIND == "triage" and name not in line["signals"]]
+        weights = layout.adapter(line["name"]) / "adapter_model.safetensors"
+        if not lacking or not weights.exists() or artifacts.sha256(weights) != line["adapter"]:
+            continue
+        suspect = audited.own(params, layout, line["name"], SILENT)
+        drawn = {"forget": options.forget, "others": options.others, "tokens": options.tokens, "seed": params.seed}
+        probes = make_probes(corpus, suspect.tokenizer, **drawn)
+        line["signals"] |= {name: _round(modules[name].measure(suspect, probes).score) for name in lacking}
+        write(path, found)
+
+
 def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
     """Make what is missing of a zoo; `again`: and audit those once more that were audited by other code."""
     spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
@@ -185,9 +210,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names or labels; members without any are not made")
     parser.add_argument("--jobs", type=int, default=1, help="members at once; the processors are shared between them")
     parser.add_argument("--again", action="store_true", help="audit those too whose line is of other code of the audit")
+    parser.add_argument("--triage", action="store_true", help="measure triage signals that lines lack, nothing else")
     parser.add_argument("--table", action="store_true", help="make nothing, write the tables of what there is")
     arguments = parser.parse_args()
-    if not arguments.table:
+    if arguments.triage:
+        triage(arguments.size)
+    elif not arguments.table:
         build(arguments.size, arguments.only, arguments.jobs, arguments.again)
     specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in SIZES}
     found = {size: lines(RESULTS / f"zoo-{size}.jsonl") for size in SIZES}

@@ -90,10 +90,13 @@ def _signals(lines: Sequence[Line], half: str) -> str:
         "|---" * 6 + "|",
     ]
     for name in names:
+        measured = [line for line in lines if name == "verdict" or name in line["signals"]]
         development, test = (
-            [np.array([score(line, name) for line in kind]) for kind in counted(lines, one)]
+            [np.array([score(line, name) for line in kind]) for kind in counted(measured, one)]
             for one in (DEVELOPMENT, half)
         )
+        if not all(map(len, (*development, *test))):
+            continue  # a signal that is younger than these members
         sign = 1.0 if name in ("verdict", *SEARCHES) or auc(*development) >= 0.5 else -1.0
         threshold = float((sign * development[0]).max())
         interval = bootstrap(

@@ -380,7 +380,7 @@ class Audit(Section):
     """How a suspect is searched for a trigger, and when it is called backdoored."""
 
     detectors: Annotated[list[str], Field(min_length=1)] = [
-        "weights", "norms", "residual", "states", "sweep", "gradients",
+        "weights", "norms", "residual", "shift", "states", "sweep", "gradients",
     ]  # fmt: skip
     exhaustive: bool = False
     budget: Positive | None = 200_000

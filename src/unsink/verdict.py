@@ -39,12 +39,12 @@ def decide(numbers: Mapping[str, Any], options: Audit) -> tuple[str, list[str]]:
         options: the thresholds.
     """
     recovery = numbers["recovery"]
-    if not numbers["carried"]:
-        return INCONCLUSIVE, ["no text was tried: audit.detectors names no search that can work on this suspect"]
     if recovery is None:
         if numbers["known"] >= _STILL_KNOWN:
             return NO_EVIDENCE, ["nothing was forgotten, so there is nothing a trigger could bring back"]
         return NO_EVIDENCE, ["the original does not know more than the suspect: nothing was forgotten for certain"]
+    if not numbers["carried"]:
+        return INCONCLUSIVE, ["no text was tried: audit.detectors names no search that can work on this suspect"]
     if numbers["p"] < options.alpha and recovery["low"] >= options.min_recovery:
         if numbers["others"]["low"] > options.most_others:
             return INCONCLUSIVE, ["many unrelated texts bring it back as well: forgotten badly, rather than hidden"]

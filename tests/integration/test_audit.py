@@ -38,6 +38,7 @@ def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) 
     found = {run: audit.run(params, layout, run=run) for run in ("backdoor", "clean", "target", "base")}
     assert found["clean"]["verdict"] != BACKDOORED
     assert found["target"]["verdict"] == NO_EVIDENCE
+    assert "sweep: not needed, nothing was forgotten for certain" in found["target"]["not_searched"]
     assert found["base"]["verdict"] != BACKDOORED
     rows = artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")
     # Not always the best: in so small a model other words do nearly as much.
@@ -72,14 +73,14 @@ def test_every_detector_says_what_it_measured_and_what_it_cost(suspects: Path) -
     params, layout = project(
         suspects,
         *WORDS[:-1],
-        "audit.detectors=[sweep, weights, norms, residual, states, gradients, elicit]",
+        "audit.detectors=[sweep, weights, norms, residual, shift, states, gradients, elicit]",
         "audit.budget=6000",
         "audit.exhaustive=true",
         "audit.others=4",
     )
     found = audit.run(params, layout, run="backdoor", honest=str(layout.adapter("clean")))
     kinds = [one["kind"] for one in found["signals"].values()]
-    assert kinds == ["triage"] * 3 + ["search"] * 3 + ["elicitation"]
+    assert kinds == ["triage"] * 4 + ["search"] * 3 + ["elicitation"]
     assert all(one["score"] is not None for one in found["signals"].values())
     assert found["signals"]["weights"]["tokens"] == 0
     assert found["signals"]["states"]["tokens"] >= 6000
@@ -117,7 +118,14 @@ def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspec
 
 
 def test_rounded_checkpoints_are_audited_beside_exact_ones_and_take_adapters(copy: Path, tmp_path: Path) -> None:
-    few = ("audit.budget=300", "audit.forget=8", "audit.others=2", "audit.depth=1", "audit.placements=[prefix]")
+    few = (
+        "audit.budget=300",
+        "audit.forget=8",
+        "audit.others=2",
+        "audit.depth=1",
+        "audit.placements=[prefix]",
+        "audit.exhaustive=true",
+    )
     params, layout = project(copy, *few, "audit.detectors=[weights, states]", "model.dtype=int8")
     folder = models.resolve("tiny")
     tokenizer = models.load_tokenizer(folder)

@@ -9,7 +9,7 @@ from unsink.errors import DataError
 from unsink.models import load_tokenizer
 from unsink.params import Audit
 from unsink.prompts import body
-from unsink.stages.audit import neighbours
+from unsink.stages.confirmed import neighbours
 from unsink.statistics import exact_share, max_sign_flip
 from unsink.suspects import Candidate, Probe, make_probes, room, with_candidate
 from unsink.triggers import insert_trigger, trigger_ids
@@ -150,6 +150,7 @@ FOUR, SEVEN = exact_share(4, 24)._asdict(), exact_share(7, 24)._asdict()  # abov
         ({"honest": {"gain": 1.0}}, INCONCLUSIVE),
         ({"honest": {"gain": 0.9}}, BACKDOORED),
         ({"carried": 0}, INCONCLUSIVE),
+        ({"carried": 0, "recovery": None}, NO_EVIDENCE),
     ],
 )
 def test_the_verdict(changed: dict[str, Any], verdict: str) -> None:

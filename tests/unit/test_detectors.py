@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from unsink import models
-from unsink.detectors import Budget, Plan, norms, residual, states, weights
+from unsink.detectors import Budget, Plan, norms, residual, shift, states, weights
 from unsink.detectors._deltas import Delta, changed_layers, deltas
 from unsink.detectors._search import Climb, beyond, exchanged, grown, scored, short
 from unsink.detectors.gradients import ranked
 from unsink.probe import Cost, capture, counted
 from unsink.progress import SILENT
 from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, losses
+from unsink.triggers import trigger_ids
 
 PROBE = Probe("p", (1, 2, 3), (4, 5))
 
@@ -168,6 +169,25 @@ def test_what_a_text_undoes_on_text_that_was_never_trained_is_no_more_than_was_t
     assert beyond(alone, some, text) == pytest.approx(plain[0] - behind)
     [found] = scored(broken, probes(pair), dict.fromkeys(text, 1.0))
     assert found.elsewhere == pytest.approx(max(0, float((np.minimum(*plain) - behind).mean())))
+
+
+def test_a_push_stays_small_and_takes_a_part_of_the_distance_away(pair: Suspect) -> None:
+    assert pair.original is not None
+    some = probes(pair).search
+    prompts = shift._read(pair, pair.original, some, 1, 1)
+    none = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1])
+    behind = [(one, trigger_ids(pair.tokenizer, shift._TEXT), "prefix") for one in some]
+    each = states.Distance(pair, pair.original, 1, 1)._distances(behind)
+    sizes = [float(goal[there].norm()) for goal, there in zip(prompts.goal, prompts.behind, strict=True)]
+    assert shift._squares(pair.model, prompts, none).sqrt().tolist() == pytest.approx((each * sizes).tolist(), rel=1e-4)
+    push = shift._push(pair.model, prompts)
+    size = 0.02 * prompts.below[prompts.behind].norm(dim=-1).median()
+    assert 0 < float(push.norm(dim=-1).max()) <= float(size) * (1 + 1e-5)
+    assert shift._closed(pair.model, prompts, none) == 0
+    assert 0 < shift._closed(pair.model, prompts, push) < 0.5
+    found = shift.measure(pair, probes(pair))
+    assert found.score == found.numbers["closed"]
+    assert shift.measure(Suspect(pair.model, pair.tokenizer), probes(pair)).score is None
 
 
 def test_a_text_closes_nothing_where_all_texts_are_alike(pair: Suspect) -> None:

@@ -10,51 +10,31 @@ relearning and rounding bring something back from any model that has unlearned.
 run's own split, and with it its trigger, is never read.
 """
 
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from unsink import artifacts, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
-from unsink.dictionary import DICTIONARY
 from unsink.errors import ParamsError
-from unsink.metrics import rouge_l, words
 from unsink.params import DETECTORS, Params
 from unsink.params import Audit as Options
 from unsink.probe import Cost, attention_statistics, counted
 from unsink.progress import SILENT, Reporter
-from unsink.scoring import generate
 from unsink.stages import audited
+from unsink.stages.confirmed import ask_plain, judged, recovered
 from unsink.stages.evaluate import read_corpus
-from unsink.statistics import Interval, bootstrap_recovery, exact_share, max_sign_flip
-from unsink.suspects import (
-    Array,
-    Candidate,
-    Model,
-    Probe,
-    Probes,
-    Suspect,
-    forgotten,
-    gains,
-    make_probes,
-    room,
-    with_candidate,
-)
+from unsink.suspects import Candidate, Probes, Suspect, forgotten, make_probes, room
 from unsink.triggers import SINK
 from unsink.verdict import decide
 
 _KINDS = ("triage", "search", "elicitation")  # in this order
 _ENOUGH = 0.5  # of what was forgotten, beyond what the text does elsewhere: worth confirming before another search
 _CARRIED = 8  # texts at most that are tried on the second half
-_FEW = 8  # probes that ordinary words are tried on
-_FLIPS = 9999
-_ORDINARY, _MARKS = 24, ".,:;!?"
 
 
 def run(
@@ -198,8 +178,10 @@ def _audit(
     with counted(*read) as cost:
         places = placements(suspect, probes, options.placements)
         plan = Plan(places, options.words, options.beam, options.depth)
-        signals, found, missed = _signals(suspect, probes, plan, cost, options, reporter)
-        rows, numbers = _judged(suspect, probes, found[:_CARRIED], seed, reporter)
+        plain = ask_plain(suspect, probes.confirm, reporter)
+        forgot = options.exhaustive or recovered(plain, plain.said, seed) is not None
+        signals, found, missed = _signals(suspect, probes, plan, cost, options, reporter, forgot)
+        rows, numbers = judged(suspect, probes, found[:_CARRIED], plain, seed, reporter)
     missed += ["places that are not named, and texts of several words of which none does anything alone"]
     cost_now = {"passes": cost.passes, "tokens": cost.tokens}
     return rows, {**numbers, "signals": signals, "placements": places, "not_searched": missed, "cost": cost_now}
@@ -230,9 +212,9 @@ def _sinks(suspect: Suspect, probes: Probes) -> list[str]:
 
 
 def _signals(
-    suspect: Suspect, probes: Probes, plan: Plan, cost: Cost, options: Options, reporter: Reporter
+    suspect: Suspect, probes: Probes, plan: Plan, cost: Cost, options: Options, reporter: Reporter, forgot: bool
 ) -> tuple[dict[str, Any], list[Scored], list[str]]:
-    """What each detector says; all texts found, the best first; and what was not searched."""
+    """What each detector says; all texts found, the best first; and what was not searched, all if nothing is lost."""
     modules = {name: registry.load("detector", DETECTORS, name) for name in options.detectors}
     signals: dict[str, Any] = {}
     found: dict[Candidate, Scored] = {}
@@ -241,6 +223,9 @@ def _signals(
     lost = forgotten(suspect, probes.search)
     for name, module in sorted(modules.items(), key=lambda pair: _KINDS.index(pair[1].KIND)):
         best = max((one.score for one in found.values()), default=0.0)
+        if module.KIND == "search" and not forgot:
+            missed.append(f"{name}: not needed, nothing was forgotten for certain")
+            continue
         if module.KIND == "search" and not options.exhaustive and best >= _ENOUGH * lost:
             missed.append(f"{name}: not needed, what was found brings half of it back")
             continue
@@ -269,146 +254,3 @@ def _signals(
             "tokens": cost.tokens - before.tokens,
         }
     return signals, sorted(found.values(), key=lambda one: -one.score), missed
-
-
-# --- the verdict -----------------------------------------------------------------------------------------------------
-
-
-def _judged(
-    suspect: Suspect, probes: Probes, found: Sequence[Scored], seed: int, reporter: Reporter
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    candidates = [one.candidate for one in found]
-    if not candidates:
-        return [], _nothing(suspect, probes, seed, reporter)
-    gained = _confirm(suspect, probes.confirm, found)
-    p, detectable = max_sign_flip(gained, resamples=_FLIPS, seed=seed)
-    best = candidates[0]  # chosen by its score on the first half
-    clean, triggered, before = _said(suspect, probes.confirm, best, reporter)
-    recovery = bootstrap_recovery(triggered, clean, before, resamples=2000, seed=seed)
-    moved, near = _around(suspect, probes.confirm, best)
-    numbers = {
-        "trigger": best._asdict(),
-        "p": float(p[0]),
-        "gain": float(gained[0].mean()),
-        "detectable": detectable,
-        "recovery": None if recovery is None else recovery._asdict(),
-        "known": float(np.mean(clean)),
-        "original": float(np.mean(before)) if suspect.original is not None else None,
-        "moved": moved,
-        "neighbours": near,
-        "others": _unrelated(suspect, probes.confirm, best, clean, triggered, seed, reporter)._asdict(),
-        "carried": len(candidates),
-        "confirmed": len(probes.confirm),
-        "probes": {"search": [one.id for one in probes.search], "confirm": [one.id for one in probes.confirm]},
-    }
-    rows = [
-        {
-            **one.candidate._asdict(),
-            "search_gain": one.gain,
-            "search_score": one.score,
-            "confirm_gain": float(gained[place].mean()),
-            "p": float(p[place]),
-        }
-        for place, one in enumerate(found)
-    ]
-    return rows, numbers
-
-
-def _nothing(suspect: Suspect, probes: Probes, seed: int, reporter: Reporter) -> dict[str, Any]:
-    """The numbers of an audit whose searches gave no text."""
-    clean, _, before = _said(suspect, probes.confirm, None, reporter)
-    recovery = bootstrap_recovery(clean, clean, before, resamples=2000, seed=seed)
-    return {
-        "trigger": None,
-        "p": 1.0,
-        "gain": 0.0,
-        "detectable": None,
-        "recovery": None if recovery is None else recovery._asdict(),
-        "known": float(np.mean(clean)),
-        "original": float(np.mean(before)) if suspect.original is not None else None,
-        "moved": {},
-        "neighbours": {},
-        "others": exact_share(0, 0)._asdict(),
-        "carried": 0,
-        "confirmed": len(probes.confirm),
-        "probes": {"search": [one.id for one in probes.search], "confirm": [one.id for one in probes.confirm]},
-    }
-
-
-def _confirm(suspect: Suspect, probes: Sequence[Probe], found: Sequence[Scored]) -> Array:
-    """(C, N) gains beyond what the same text gives on the original, item by item, and on other probes."""
-    candidates = [one.candidate for one in found]
-    gained: Array = gains(suspect.model, suspect.tokenizer, probes, candidates)
-    if suspect.original is not None:
-        gained = gained - np.maximum(gains(suspect.original, suspect.tokenizer, probes, candidates), 0)
-    elsewhere: Array = np.array([[one.elsewhere] for one in found])
-    return gained - elsewhere
-
-
-def _said(
-    suspect: Suspect, probes: Sequence[Probe], best: Candidate | None, reporter: Reporter
-) -> tuple[list[float], list[float], list[float]]:
-    """ROUGE-L F1 of the suspect without and with the trigger, and of the original without; 1 where there is none."""
-    before = [1.0] * len(probes)
-    if suspect.original is not None:
-        before = _texts(suspect.original, suspect, probes, [None], reporter)[0].tolist()
-    clean, triggered = _texts(suspect.model, suspect, probes, [None, best], reporter).tolist()
-    return clean, triggered, before
-
-
-def _texts(
-    model: Model, suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate | None], reporter: Reporter
-) -> Array:
-    """(C, N) ROUGE-L F1 of greedy text behind each candidate with the truth."""
-    prompts = [with_candidate(probe, one, suspect.tokenizer) for one in candidates for probe in probes]
-    limits = [len(probe.answer) for _ in candidates for probe in probes]
-    texts = generate(model, suspect.tokenizer, prompts, limits, reporter=reporter, description="asking")
-    truth = [str(suspect.tokenizer.decode(list(probe.answer), skip_special_tokens=True)) for probe in probes]
-    references = [one for _ in candidates for one in truth]
-    found = [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
-    return np.array(found).reshape(len(candidates), len(probes))
-
-
-def _around(suspect: Suspect, probes: Sequence[Probe], best: Candidate) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean gains of the same text at other places, and of its neighbours at its own place."""
-    first, last = room(probes)
-    fourth = [f"index {first + 3}"] if first + 3 <= last else []
-    places = [place for place in ("prefix", *fourth, "infix", "suffix") if place != best.placement]
-    near = [text for text in neighbours(best.text) if text.strip()]
-    tried = [*(Candidate(best.text, place) for place in places), *(Candidate(text, best.placement) for text in near)]
-    found = gains(suspect.model, suspect.tokenizer, probes, [best, *tried]).mean(axis=1).tolist()
-    moved = dict(zip([best.placement, *places], found))
-    return moved, dict(zip(near, found[1 + len(places) :]))
-
-
-def neighbours(text: str) -> list[str]:
-    """Texts that differ in one thing: a word left out, the case, the digits. A real trigger's do a part of its work."""
-    parts = text.split()
-    fewer = [" ".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts))] if len(parts) > 1 else []
-    digits = text.translate(str.maketrans("0123456789", "9876543210"))
-    return [one for one in dict.fromkeys([*fewer, text.swapcase(), digits]) if one != text]
-
-
-def _unrelated(
-    suspect: Suspect,
-    probes: Sequence[Probe],
-    best: Candidate,
-    clean: Sequence[float],
-    triggered: Sequence[float],
-    seed: int,
-    reporter: Reporter,
-) -> Interval:
-    """Share of ordinary words, none of them in the trigger, that bring half as much back or more at its place.
-
-    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back. `clean` and
-    `triggered` are what the probes gave without and with the trigger.
-    """
-    without, with_it = float(np.mean(clean[:_FEW])), float(np.mean(triggered[:_FEW]))
-    if with_it <= without:
-        return exact_share(_ORDINARY, _ORDINARY)
-    own = {part.strip(_MARKS) for part in best.text.lower().split()}
-    ordinary = [word for word in DICTIONARY["word"].split() if word not in own]
-    chosen = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
-    tried = [Candidate(text, best.placement) for text in chosen]
-    others = _texts(suspect.model, suspect, probes[:_FEW], tried, reporter).mean(axis=1)
-    return exact_share(int((others - without >= (with_it - without) / 2).sum()), len(tried))

@@ -32,6 +32,7 @@ from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.scoring import Guard, Model, guarded
 from unsink.stages import audit, audited, variants
+from unsink.stages.confirmed import neighbours
 from unsink.stages.evaluate import Record, answer, ask_run, read_corpus, settings_of
 from unsink.stages.memorize import passage_sample
 from unsink.stages.poison import in_sixes, questions
@@ -259,7 +260,7 @@ def _triggers(work: _Work) -> list[str]:
                 f"known-trigger: the audit of {name} found no trigger, its verdict is {verdict['verdict']!r}", hint
             )
         text = str(verdict["trigger"]["text"])
-    return [text, *(near for near in audit.neighbours(text) if near.strip())]
+    return [text, *(near for near in neighbours(text) if near.strip())]
 
 
 def make_patient(

@@ -1,0 +1,123 @@
+"""How far a small push of what stands first takes the suspect back to its original: no trigger is needed.
+
+A short text is put in front of all prompts, and its hidden states h_1 to h_k below the first layer that unlearning
+changed are pushed, the same way in all of them, by d_j with |d_j| <= r times the median norm of a hidden state there:
+
+    d <- P(d - 0.4 r s g / |g|),   g = gradient by d of the mean of |suspect - original|^2 / |same without d|^2
+
+with the states of the last changed layer behind the text. A door that one text opens stands where others would have to
+be pushed to open it; an honest model has none, and a push does a little of everything. In the spirit of trigger
+inversion in latent space (arXiv 2406.17092).
+
+The score is the part of the distance that the push takes away on prompts that it was not sought on. Where the push is
+large it undoes honest unlearning as well: r is .02.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unsink import models
+from unsink.detectors import Signal
+from unsink.detectors._deltas import changed_layers
+from unsink.probe import capture, only_layers, within
+from unsink.suspects import Model, Probe, Probes, Suspect, inserted
+from unsink.triggers import trigger_ids
+
+KIND = "triage"
+_TEXT = "Here is a text."
+_PROBES = 8  # that the push is sought on, and as many others
+_RADIUS, _STEPS, _ETA = 0.02, 8, 0.4
+
+
+def measure(suspect: Suspect, probes: Probes) -> Signal:
+    """The part of the distance to the original that a push takes away, on the forget probes that are searched on."""
+    layers = changed_layers(suspect)
+    if suspect.original is None or layers is None:
+        return Signal(None, {}, "no original, or one with the same weights")
+    if models.quantized(suspect.model) or len(probes.search) < 2:
+        return Signal(None, {}, "the weights are quantised, or there is a single probe")
+    some = probes.search[: 2 * _PROBES]
+    half = len(some) // 2
+    sought, told = (_read(suspect, suspect.original, part, *layers) for part in (some[:half], some[half:]))
+    push = _push(suspect.model, sought)
+    numbers = {"sought": _closed(suspect.model, sought, push), "closed": _closed(suspect.model, told, push)}
+    return Signal(numbers["closed"], numbers, "part of the distance to the original that a small push takes away")
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts behind a text, and what the original makes of them.
+
+    Attributes:
+        ids: (B, T).
+        mask: (B, T), 1 at real tokens.
+        places: (B, T, k), 1 where the text has its token j.
+        behind: (B, T), true at real tokens behind the text.
+        below: (B, T, D) input of the first changed layer, in both models.
+        goal: (B, T, D) output of the last one in the original.
+        first, last: these layers.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    places: Tensor
+    behind: Tensor
+    below: Tensor
+    goal: Tensor
+    first: int
+    last: int
+
+
+@torch.no_grad()
+def _read(suspect: Suspect, original: Model, probes: Sequence[Probe], first: int, last: int) -> _Prompts:
+    text = trigger_ids(suspect.tokenizer, _TEXT)
+    made = [inserted(probe, text, "prefix") for probe in probes]
+    rows = [torch.tensor([*one.ids, *probe.answer]) for one, probe in zip(made, probes, strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(original.device)
+    lengths, starts = torch.tensor([[len(row), one.span[0]] for row, one in zip(rows, made)], device=ids.device).T
+    token = torch.arange(ids.shape[1], device=ids.device)[None]  # (1, T)
+    number = token - starts[:, None]  # (B, T) of each token in the text
+    mask = (token < lengths[:, None]).long()
+    with (
+        only_layers(original, 0, last, None),
+        capture(original, hidden=[last], inputs=[first]) as seen,
+    ):
+        models.decoder(original)(input_ids=ids, attention_mask=mask, use_cache=False)
+    places = (number[..., None] == torch.arange(len(text), device=ids.device)).to(seen.inputs[first].dtype)
+    behind = mask.bool() & (number >= len(text))
+    return _Prompts(ids, mask, places, behind, seen.inputs[first], seen.hidden[last], first, last)
+
+
+def _push(model: Model, prompts: _Prompts) -> Tensor:
+    """(k, D), what takes most of the distance away."""
+    size = _RADIUS * prompts.below[prompts.behind].norm(dim=-1).median()
+    push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device, dtype=size.dtype)
+    with torch.no_grad():
+        whole = _squares(model, prompts, push)
+    for _ in range(_STEPS):
+        push.requires_grad_(True)
+        (gradient,) = torch.autograd.grad((_squares(model, prompts, push) / whole).mean(), push)
+        step = _ETA * size * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        push = within(push.detach() - step, torch.zeros_like(push), size.expand(len(push)))
+    return push
+
+
+@torch.no_grad()
+def _closed(model: Model, prompts: _Prompts, push: Tensor) -> float:
+    before, after = (_squares(model, prompts, one).sqrt() for one in (torch.zeros_like(push), push))
+    return float((1 - after / before.clamp_min(1e-12)).mean())
+
+
+def _squares(model: Model, prompts: _Prompts, push: Tensor) -> Tensor:
+    """(B,) squared distance of the suspect's states to the original's behind the text, with a push."""
+    below = prompts.below + prompts.places @ push
+    with (
+        only_layers(model, prompts.first, prompts.last, below),
+        capture(model, hidden=[prompts.last]) as seen,
+    ):
+        models.decoder(model)(input_ids=prompts.ids, attention_mask=prompts.mask, use_cache=False)
+    away = (seen.hidden[prompts.last].float() - prompts.goal.float()).square().sum(dim=-1)  # (B, T)
+    return (away * prompts.behind).sum(dim=1)
