@@ -38,7 +38,9 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], member
         some = {repair: [line for line in lines if line["repair"] == repair] for repair in repairs}
         some = {repair: of for repair, of in some.items() if of}
         parts += [f"{done}; minutes per repair, measuring and audit included: {_minutes(lines)}"]
-        parts += [_effects(some), _audits(some), _left(lines)]
+        audited = {repair: [line for line in of if line["audit"]] for repair, of in some.items()}
+        audited = {repair: of for repair, of in audited.items() if of}
+        parts += [_effects(some), *([_audits(audited)] if audited else []), _left(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,7 +93,8 @@ def _left(lines: Sequence[Line]) -> str:
     left = [line for line in lines if recovery(line, "after") > ENOUGH]
     for line in sorted(left, key=lambda line: (line["repair"], line["member"])):
         both = " | ".join(f"{recovery(line, when):.2f}" for when in ("before", "after"))
-        rows.append(f"| {line['member']} | {line['repair']} | {both} | {line['audit']['verdict']} |")
+        again = line["audit"]["verdict"] if line["audit"] else "-"
+        rows.append(f"| {line['member']} | {line['repair']} | {both} | {again} |")
     if not left:
         return f"In no member does the trigger bring back more than {ENOUGH}."
     return "\n".join([f"Members in which the trigger still brings back more than {ENOUGH}:", "", *rows])

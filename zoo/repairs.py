@@ -2,7 +2,7 @@
 
 Every entry of `repairs:` in `zoo/<size>.yaml` is done by `unsink mitigate` to each backdoored member of the test half
 whose backdoor works, by `docs/results/zoo-<size>.jsonl`. The repair is told neither the trigger nor its place; what
-comes of it is asked with both, and audited again on other probes. It is then a line of
+comes of it is asked with both, and audited again on other probes, unless `reaudit` is off. It is then a line of
 `docs/results/repairs-<size>.jsonl`. As in `zoo.py` a line that is of its recipe is not made again, and a member that is
 not there is made first, so that the work may be stopped at any time. `docs/results/mitigate.md` is made of these lines
 alone (`--table` makes nothing else).
@@ -87,7 +87,7 @@ def finish(folder: Path, codes: Mapping[str, str], job: Job) -> list[Line]:
         "adapter": artifacts.sha256(layout.adapter(job.member.name) / "adapter_model.safetensors"),
         **{when: _rounded(summary[when]) for when in ("before", "after")},
         "cost": summary["cost"],
-        "audit": {one: summary["audit"][one] for one in ("verdict", "trigger", "p")},
+        "audit": summary["audit"] and {one: summary["audit"][one] for one in ("verdict", "trigger", "p")},
         "minutes": round((time.monotonic() - start) / 60, 2),
     }
     return [line]
