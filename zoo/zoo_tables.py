@@ -90,7 +90,7 @@ def _signals(lines: Sequence[Line], half: str) -> str:
         "|---" * 6 + "|",
         *filter(None, (_signal(lines, half, name) for name in names)),
         "",
-        "The threshold is the most suspicious honest score of the development half; of the verdict it is that of `audit`.",
+        "The threshold is the most suspicious honest score of the development half, of the verdict that of `audit`.",
     ]
     return "\n".join(rows)
 

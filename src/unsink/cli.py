@@ -544,7 +544,7 @@ def _boundary(call: Call) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             _bug()
-        _fail(call, write_error(Path(error.filename or call.params), error))
+        _fail(call, write_error(Path(error.filename or "the output"), error))
     except Exception:  # noqa: BLE001  everything else is a bug, and says so
         _bug()
 
