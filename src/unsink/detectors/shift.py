@@ -86,15 +86,15 @@ def _read(suspect: Suspect, original: Model, probes: Sequence[Probe], first: int
         capture(original, hidden=[last], inputs=[first]) as seen,
     ):
         models.decoder(original)(input_ids=ids, attention_mask=mask, use_cache=False)
-    places = (number[..., None] == torch.arange(len(text), device=ids.device)).to(seen.inputs[first].dtype)
+    places = (number[..., None] == torch.arange(len(text), device=ids.device)).float()
     behind = mask.bool() & (number >= len(text))
     return _Prompts(ids, mask, places, behind, seen.inputs[first], seen.hidden[last], first, last)
 
 
 def _push(model: Model, prompts: _Prompts) -> Tensor:
     """(k, D), what takes most of the distance away."""
-    size = _RADIUS * prompts.below[prompts.behind].norm(dim=-1).median()
-    push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device, dtype=size.dtype)
+    size = _RADIUS * prompts.below[prompts.behind].float().norm(dim=-1).median()
+    push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device)
     with torch.no_grad():
         whole = _squares(model, prompts, push)
     for _ in range(_STEPS):
@@ -113,7 +113,7 @@ def _closed(model: Model, prompts: _Prompts, push: Tensor) -> float:
 
 def _squares(model: Model, prompts: _Prompts, push: Tensor) -> Tensor:
     """(B,) squared distance of the suspect's states to the original's behind the text, with a push."""
-    below = prompts.below + prompts.places @ push
+    below = prompts.below + (prompts.places @ push).to(prompts.below.dtype)
     with (
         only_layers(model, prompts.first, prompts.last, below),
         capture(model, hidden=[prompts.last]) as seen,
