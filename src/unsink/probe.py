@@ -667,3 +667,19 @@ def within(vectors: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
     share = (radius / distance.clamp_min(torch.finfo(distance.dtype).tiny)).clamp(max=1)
     nearest: Tensor = centre + away * share[..., None]
     return nearest
+
+
+def ascended(shift: Tensor, gradient: Tensor, scale: Tensor, eta: float, epsilon: float) -> Tensor:
+    """One step of projected gradient ascent: d + eta s g / |g|, then onto |d| <= epsilon s, row by row.
+
+    Args:
+        shift: (k, K).
+        gradient: (k, K); a row without a gradient stays where it is.
+        scale: s, a scalar.
+        eta: step size in units of s.
+        epsilon: radius in units of s.
+    """
+    length = gradient.norm(dim=-1, keepdim=True)
+    moved = shift.detach() + eta * scale * gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
+    bound = (epsilon * scale).expand(len(moved))
+    return within(moved, torch.zeros_like(moved), bound).requires_grad_(True)

@@ -193,7 +193,7 @@ def test_a_restart_does_not_look_at_the_suspect_and_leaves_the_original_as_it_wa
     with torch.no_grad():
         suspect.get_input_embeddings().weight.mul_(2)
     with pytest.raises(ModelError, match=r"the suspect differs elsewhere, too: .*embed"):
-        restart.changed_layers(suspect, original)
+        restart.changed_layers(replace(patient, model=suspect))
 
 
 def test_what_cannot_be_done_says_why(own: Path, copy: Path) -> None:

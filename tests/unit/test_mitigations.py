@@ -16,10 +16,10 @@ from unsink.mitigations._reunlearn import among_texts, with_text
 from unsink.mitigations.clamp import Clamped
 from unsink.mitigations.consistency import fgsm, inconsistency
 from unsink.mitigations.displace import Displaced
-from unsink.mitigations.latent import ascended
 from unsink.mitigations.prune import largest
 from unsink.mitigations.random_prefix import TEXTS
 from unsink.params import load_params
+from unsink.probe import ascended
 
 SAMPLE = Sample("a", "forget", (1, 11, 12, 13, 14, 15, 16, 17, 18))  # BOS and eight tokens, four of them the prompt
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from unsink import models
 from unsink.detectors import Signal
 from unsink.detectors._deltas import changed_layers
-from unsink.probe import capture, only_layers, within
+from unsink.probe import ascended, capture, only_layers
 from unsink.suspects import Model, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
 
@@ -94,15 +94,13 @@ def _read(suspect: Suspect, original: Model, probes: Sequence[Probe], first: int
 def _push(model: Model, prompts: _Prompts) -> Tensor:
     """(k, D), what takes most of the distance away."""
     size = _RADIUS * prompts.below[prompts.behind].float().norm(dim=-1).median()
-    push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device)
+    push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device, requires_grad=True)
     with torch.no_grad():
         whole = _squares(model, prompts, push)
     for _ in range(_STEPS):
-        push.requires_grad_(True)
         (gradient,) = torch.autograd.grad((_squares(model, prompts, push) / whole).mean(), push)
-        step = _ETA * size * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        push = within(push.detach() - step, torch.zeros_like(push), size.expand(len(push)))
-    return push
+        push = ascended(push, -gradient, size, _ETA, 1.0)
+    return push.detach()
 
 
 @torch.no_grad()

@@ -97,23 +97,7 @@ class _Adversary:
                 loss = self.runner.policy(samples).nll.mean()
             gradients = torch.autograd.grad(loss, list(shifts.values()))
             shifts = {
-                layer: ascended(shift, -gradient, scale[layer], self.options.eta, self.options.epsilon)
+                layer: probe.ascended(shift, -gradient, scale[layer], self.options.eta, self.options.epsilon)
                 for (layer, shift), gradient in zip(shifts.items(), gradients, strict=True)
             }
         return {layer: shift.detach() for layer, shift in shifts.items()}
-
-
-def ascended(shift: Tensor, gradient: Tensor, scale: Tensor, eta: float, epsilon: float) -> Tensor:
-    """One step of projected gradient ascent: d + eta s g / |g|, then onto |d| <= epsilon s, row by row.
-
-    Args:
-        shift: (k, K).
-        gradient: (k, K); a row without a gradient stays where it is.
-        scale: s, a scalar.
-        eta: step size in units of s.
-        epsilon: radius in units of s.
-    """
-    length = gradient.norm(dim=-1, keepdim=True)
-    moved = shift.detach() + eta * scale * gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
-    bound = (epsilon * scale).expand(len(moved))
-    return probe.within(moved, torch.zeros_like(moved), bound).requires_grad_(True)

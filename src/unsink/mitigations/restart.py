@@ -9,7 +9,6 @@ original is known, and the yardstick of all others: a repair that costs more tha
 one loses. Losses: `_reunlearn`.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -19,11 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unsink import models
+from unsink.detectors._deltas import deltas
 from unsink.errors import MissingPrerequisite, ModelError
 from unsink.mitigations import ADAPTER, Patient, Repaired, Training
 from unsink.mitigations._reunlearn import reunlearn
 from unsink.models import AdapterSpec
 from unsink.progress import SILENT, Reporter
+from unsink.suspects import Suspect
 
 
 class Options(BaseModel):
@@ -45,7 +46,7 @@ def repair(patient: Patient, training: Training, _options: Options, reporter: Re
             "mitigate.how: 'restart' begins with the model before unlearning, which nobody has named",
             "give --original, or choose random-prefix",
         )
-    changed = changed_layers(patient.model, original)
+    changed = changed_layers(patient)
     done = reunlearn(replace(patient, model=original), patient.forget, patient.retain, training, "restart", reporter)
     try:
         last = (
@@ -59,29 +60,21 @@ def repair(patient: Patient, training: Training, _options: Options, reporter: Re
     return done._replace(model=model)
 
 
-def changed_layers(suspect: nn.Module, original: nn.Module) -> list[int]:
-    """The decoder layers whose weights differ.
+def changed_layers(patient: Patient) -> list[int]:
+    """The layer of each weight that differs from the original's.
 
     Raises:
-        ModelError: others differ, too.
+        ModelError: one lies outside the decoder layers.
     """
-    pairs = zip(models.decoder_layers(suspect), models.decoder_layers(original), strict=True)
-    found = [i for i, (ours, theirs) in enumerate(pairs) if any(_differing(ours, theirs))]
-    inside = {id(weight) for layer in models.decoder_layers(suspect) for weight in layer.parameters()}
-    outside = [name for name, weight in _differing(suspect, original) if id(weight) not in inside]
-    if outside:
-        raise ModelError(
-            f"mitigate.how: 'restart' replaces decoder layers, and the suspect differs elsewhere, too: {outside[0]}",
-            "unlearn the original itself, in a project of its own",
-        )
+    found = []
+    for one in deltas(Suspect(patient.model, patient.tokenizer, patient.original)):
+        if one.layer is None:
+            raise ModelError(
+                f"mitigate.how: 'restart' replaces decoder layers, and the suspect differs elsewhere, too: {one.name}",
+                "unlearn the original itself, in a project of its own",
+            )
+        found.append(one.layer)
     return found
-
-
-def _differing(ours: nn.Module, theirs: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    before = dict(theirs.named_parameters())
-    for name, weight in ours.named_parameters():
-        if not torch.equal(weight, before[name]):
-            yield name, weight
 
 
 @torch.no_grad()
