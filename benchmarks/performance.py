@@ -1,8 +1,9 @@
-"""`make bench`: our speed and memory against the plain path of plain.py, in one run, and the page that says so.
+r"""`make bench`: our speed and memory against the plain path of plain.py, in one run, and the page that says so.
 
     python benchmarks/performance.py              time per step, evaluation, memory: a few minutes on two quiet cores
     python benchmarks/performance.py --growth     how they grow with forget set, length, batch and model size, too
-    python benchmarks/performance.py --device cuda --dtype bfloat16
+    python benchmarks/performance.py --model 1.7b --dtype bfloat16 --device cuda --joined 4 --batch 12 \
+        --out docs/results/gpu
 
 Prints a table and writes docs/results/performance.json and performance.md. Each part runs in a process of its own. What
 an interrupted call has measured is kept in .bench/ and not measured again; `--fresh` forgets it.
@@ -33,10 +34,14 @@ QUICK: list[Part] = [
     ("gemm", "gemm", {}, ()),
     ("npo", "training", {"method": "npo"}, ()),
     ("rmu", "training", {"method": "rmu"}, ()),
-    ("evaluation", "evaluation", {"passages": 50, "steps": 1}, ()),
+    ("evaluation", "evaluation", {"passages": 50, "joined": 1, "steps": 1}, ()),
     *(
         (f"memory {what} {who}", "side", {"method": method, "steps": 2, **more}, (who, what))
-        for what, method, more in (("npo", "npo", {}), ("rmu", "rmu", {}), ("evaluation", "rmu", {"passages": 50}))
+        for what, method, more in (
+            ("npo", "npo", {}),
+            ("rmu", "rmu", {}),
+            ("evaluation", "rmu", {"passages": 50, "joined": 1}),
+        )
         for who in ("plain", "ours")
     ),
 ]
@@ -69,7 +74,7 @@ def main() -> int:
     options = _arguments()
     if options.part:
         return _measure_here(json.loads(options.part))
-    common = {"model": options.model, "dtype": options.dtype, "device": options.device}
+    common = {name: getattr(options, name) for name in ("model", "dtype", "device", "joined", "batch")}
     key = json.dumps([common, options.threads])
     if options.fresh or not (KEPT / "key").exists() or (KEPT / "key").read_text() != key:
         shutil.rmtree(KEPT, ignore_errors=True)
@@ -101,6 +106,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="model.source; default: embedded (SmolLM2)")
     parser.add_argument("--dtype", default="auto", help="auto | float32 | bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu | cuda")
+    parser.add_argument("--joined", type=int, default=1, help="passages of the corpus in one text of the training")
+    parser.add_argument("--batch", type=int, default=6, help="samples of each kind in a step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page; default: docs/results")
     parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted call has measured")

@@ -76,7 +76,7 @@ def _page(result: Numbers) -> Iterator[str]:
     parts, machine = result["parts"], result["machine"]
     yield "# Speed and memory"
     yield ""
-    yield "Made by `make bench` (`python benchmarks/performance.py`) from `performance.json` beside it, not by hand."
+    yield f"Made by `{_command(result['workload'])}` from `performance.json` beside it, not by hand."
     yield ""
     known = ", ".join(name.replace("_", "-").upper() for name in machine["instructions"]) or "no vector extension named"
     yield (
@@ -84,19 +84,26 @@ def _page(result: Numbers) -> Iterator[str]:
         f"numbers of type {machine['dtype']}. Model: `{result['workload']['model']}`."
     )
     if machine["device"] == "cpu":
-        yield "The same command takes `--device cuda --dtype bfloat16`; it was not run on a GPU here."
+        yield "The same on a GPU, with a larger model and more tokens in a step: [performance.md](gpu/performance.md)."
     yield ""
     yield "| " + " | ".join(HEAD) + " |"
     yield "|---|---|---|---|---|---|"
     for row in rows(result):
         yield "| " + " | ".join(row) + " |"
     yield ""
-    yield from _explained(parts)
+    yield from _explained(parts, gpu=machine["device"] != "cpu")
     if any(name.startswith("growth") for name in parts):
         yield from _growth(parts)
 
 
-def _explained(parts: Numbers) -> Iterator[str]:
+def _command(workload: Numbers) -> str:
+    """What was typed; options that were left alone are left out."""
+    alone = {"model": "embedded", "dtype": "auto", "device": "cpu", "joined": 1, "batch": 6}
+    options = [f"--{name} {value}" for name, value in workload.items() if value != alone[name]]
+    return " ".join(["python benchmarks/performance.py", *options])
+
+
+def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:
     npo, rmu, evaluation, gemm = parts["npo"], parts["rmu"], parts["evaluation"], parts["gemm"]
     yield "## How it was measured"
     yield ""
@@ -127,17 +134,20 @@ def _explained(parts: Numbers) -> Iterator[str]:
         f"- **Evaluation**: {evaluation['prompts']} prompts. Ours answers all of them each time; the plain path "
         f"{evaluation['plain_prompts_each_time']}, others each time, and its time is scaled up group by group."
     )
-    yield (
-        "- **Memory**: largest resident memory of a process that does nothing else, its libraries "
-        f"({parts['memory npo ours']['libraries_mib']:.0f} MiB) and the loading of the model included."
+    resident = (
+        "largest resident memory of a process that does nothing else, its libraries "
+        f"({parts['memory npo ours']['libraries_mib']:.0f} MiB) and the loading of the model included"
     )
+    given = "the most that was allocated on the GPU by a process that does nothing else, the loading included"
+    yield f"- **Memory**: {given if gpu else resident}."
     square, own = gemm["square_gflops"], gemm["own_gflops"]
     yield (
         f"- **GEMM peak**: {square:.0f} GFLOP/s at {_shape(gemm['square_shape'])}; at a shape of the model's own, "
-        f"{_shape(gemm['own_shape'])}, it is {own:.0f}. Needed per step: {npo['needed_gflop_per_step']:.0f} GFLOP "
-        f"(NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and backward pass of the adapted layers on real "
-        "tokens, and logits at labelled ones. Nothing is counted that is the same at each step. The reference's "
-        f"logits, made again from its last states, would add {npo['reference_logits_gflop_per_step']:.0f} (NPO)."
+        f"{_shape(gemm['own_shape'])}, it is {own:.0f}. Needed per step, {npo['real_tokens_per_step']:.0f} tokens: "
+        f"{npo['needed_gflop_per_step']:.0f} GFLOP (NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and "
+        "backward pass of the adapted layers on real tokens, and logits at labelled ones. Nothing is counted that is "
+        "the same at each step. The reference's logits, made again from its last states, would add "
+        f"{npo['reference_logits_gflop_per_step']:.0f} (NPO)."
     )
     yield ""
 

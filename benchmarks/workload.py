@@ -137,12 +137,13 @@ def _write_corpus(folder: Path, workload: Workload) -> None:
 
 
 def _passages(records: list[Record], joined: int) -> Iterator[Record]:
-    """Texts of so many passages, again and again; the first has their id, repetitions have one of their own."""
+    """Texts of so many passages, again and again; repetitions have an id and an end of their own."""
     for turn in count():
         for start in range(0, len(records) - joined + 1, joined):
             some = records[start : start + joined]
             name = some[0]["id"] + (f"-{turn}" if turn else "")
-            yield {**some[0], "id": name, "text": " ".join(record["text"] for record in some)}
+            text = " ".join(record["text"] for record in some) + (f" ({turn})" if turn else "")
+            yield {**some[0], "id": name, "text": text}
 
 
 def _read(path: Path) -> list[Record]:

@@ -1,8 +1,11 @@
-"""LoRA in one product: while a block runs, a linear layer under an adapter multiplies by W + s B A.
+"""LoRA in fewer products: while a block runs, a linear layer under an adapter multiplies by W + s B A.
 
 PEFT multiplies by W, by A and by B, scales and adds: three products and four passes over activations, again in the
 backward pass. W + s B A costs as much as r more tokens, and then there is one product. It is made again in the backward
 pass, so that no copy of the weights is kept. With few tokens for the rank it does not pay, and PEFT goes on as before.
+
+In bfloat16 a small s B A would vanish in W, so the products stay apart; but they are in bfloat16, where PEFT first
+makes float32 of all activations, and the last one adds to what W gave.
 
 What the last layer of a gated MLP reads, act(gate) * up, is made again in the backward pass as well: it and act(gate)
 are a fourth of all that a decoder layer keeps for that pass, and cost next to nothing.
@@ -33,17 +36,41 @@ class _Parts(NamedTuple):
     b: Tensor
     scale: float
 
-    def whole(self) -> Tensor:
+    @property
+    def fold(self) -> bool:
+        return self.weight.dtype == torch.float32
+
+    def low(self) -> tuple[Tensor, Tensor]:
+        """A and B in the type of W."""
+        return self.a.to(self.weight.dtype), self.b.to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., i) -> (..., o)."""
+        if self.fold:
+            return F.linear(x, self._whole(), self.bias)
+        a, b = self.low()
+        y, flat = F.linear(x, self.weight, self.bias), x.flatten(0, -2)
+        y.view(len(flat), -1).addmm_(flat @ a.T, b.T, alpha=self.scale)
+        return y
+
+    def backward(self, out: Tensor) -> Tensor:
+        """The gradient of the output (n, o) -> that of the input (n, i)."""
+        if self.fold:
+            return out @ self._whole()
+        a, b = self.low()
+        return (out @ self.weight).addmm_(out @ b, a, alpha=self.scale)
+
+    def _whole(self) -> Tensor:
         return torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Within the block run LoRA layers as one product, where that is exact up to rounding in float32.
+    """Within the block run LoRA layers in fewer products, where that is exact up to rounding in the weights' type.
 
-    All others are left as they are: of other types than float32, quantised, with dropout or more than one adapter, or
-    switched off. Which adapter is active may change meanwhile. Where activations are computed again in the backward
-    pass, that has to be within the block, too.
+    All others are left as they are: of other types than float32 and bfloat16, quantised, with dropout or more than one
+    adapter, or switched off. Which adapter is active may change meanwhile. Where activations are computed again in the
+    backward pass, that has to be within the block, too.
     """
     with ExitStack() as undo:
         for module in model.modules():
@@ -86,7 +113,9 @@ def _times(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
 
 def _worthwhile(layer: Any, x: Tensor) -> _Parts | None:
     parts = _parts(layer)
-    return None if parts is None or x.shape[:-1].numel() < _WORTH * len(parts.a) else parts
+    if parts is None or x.dtype != parts.weight.dtype:
+        return None
+    return None if parts.fold and x.shape[:-1].numel() < _WORTH * len(parts.a) else parts
 
 
 def _parts(layer: Any) -> _Parts | None:
@@ -99,7 +128,7 @@ def _parts(layer: Any) -> _Parts | None:
     plain = type(base) is nn.Linear and type(layer.lora_dropout[name]) is nn.Identity and b.bias is None
     if not plain or base.weight.requires_grad or name in layer.lora_variant:
         return None
-    if {base.weight.dtype, a.weight.dtype, b.weight.dtype} != {torch.float32}:
+    if base.weight.dtype not in (torch.float32, torch.bfloat16) or {a.weight.dtype, b.weight.dtype} != {torch.float32}:
         return None
     return _Parts(base.weight, base.bias, a.weight, b.weight, float(layer.scaling[name]))
 
@@ -111,23 +140,24 @@ class _Folded(torch.autograd.Function):
     def forward(ctx: Any, parts: _Parts, make: Callable[..., Tensor], a: Tensor, b: Tensor, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(a, b, *inputs)
         ctx.parts, ctx.make = parts, make
-        return F.linear(make(*inputs), parts.whole(), parts.bias)
+        return parts.forward(make(*inputs))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, b, *inputs = ctx.saved_tensors  # says so if they were changed in place since
         _, _, wants_a, wants_b, *wanted = ctx.needs_input_grad
-        scale = ctx.parts.scale
+        parts: _Parts = ctx.parts
+        low_a, low_b = parts.low()
         leaves = [one.detach().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)]
         with torch.enable_grad():
             x = ctx.make(*leaves)
         out, into = gradient.flatten(0, -2), x.detach().flatten(0, -2)  # (n, o), (n, i)
-        of_a = (out @ b).T @ into * scale if wants_a else None
-        of_b = out.T @ (into @ a.T) * scale if wants_b else None
+        of_a = ((out @ low_b).T @ into).to(a.dtype) * parts.scale if wants_a else None
+        of_b = (out.T @ (into @ low_a.T)).to(b.dtype) * parts.scale if wants_b else None
         of_inputs: list[Tensor | None] = [None] * len(leaves)
         if any(wanted):
-            of_x = (out @ ctx.parts.whole()).view_as(x)
+            of_x = parts.backward(out).view_as(x)
             found = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], of_x))
             of_inputs = [next(found) if want else None for want in wanted]
         return None, None, of_a, of_b, *of_inputs

@@ -22,10 +22,17 @@ from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
 WORTH_A_PASS = 0.85  # two passes cost a little more than one over as many tokens
+A_PASS = {"cuda": 4096}
+"""What a pass costs on a device beside its tokens, in tokens: a GPU waits for the launching of its kernels."""
 
 
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Return the places of the sequences in one group, or in a short and a long one where that saves much padding."""
+def by_length(lengths: Sequence[int], a_pass: int = 0) -> list[list[int]]:
+    """Return the places of the sequences in one group, or in a short and a long one where that saves much padding.
+
+    Args:
+        lengths: tokens of each sequence.
+        a_pass: what another pass costs, in tokens.
+    """
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     longest = lengths[order[-1]]
 
@@ -33,7 +40,7 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
         return cut * lengths[order[cut - 1]] + (len(order) - cut) * longest
 
     best = min(range(1, len(order) + 1), key=padded)
-    if padded(best) > WORTH_A_PASS * len(order) * longest:
+    if padded(best) + a_pass > WORTH_A_PASS * len(order) * longest:
         return [list(range(len(order)))]
     return [sorted(order[:best]), sorted(order[best:])]
 
@@ -124,7 +131,7 @@ class Runner:
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
-        groups = by_length([len(sample.ids) for sample in samples])
+        groups = by_length([len(sample.ids) for sample in samples], A_PASS.get(self.model.device.type, 0))
         return join([self._policy([samples[place] for place in group]) for group in groups], groups)
 
     def _policy(self, samples: Sequence[Sample]) -> Forward:

@@ -2,11 +2,12 @@
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from torch import Tensor
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from unsink import folded as folded_module
@@ -69,6 +70,7 @@ def plain(model: PeftModel, samples: list[Sample]) -> Tensor:
 def test_short_and_long_sequences_are_run_apart_where_that_saves_padding() -> None:
     assert by_length([9, 2, 9, 3]) == [[1, 3], [0, 2]]  # 2 x 3 + 2 x 9 = 24 tokens instead of 36
     assert by_length([9, 8, 9, 8]) == [[0, 1, 2, 3]]  # 34 instead of 36 is not worth a second pass
+    assert by_length([9, 2, 9, 3], a_pass=8) == [[0, 1, 2, 3]]  # 24 + 8 instead of 36
     assert by_length([5]) == [[0]]
 
 
@@ -135,10 +137,34 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
         off = model(input_ids=batch.input_ids).logits
     with models.use(model, None):
         assert torch.equal(off, model(input_ids=batch.input_ids).logits)
-    model = model.to(torch.bfloat16)
+    model = model.to(torch.float64)
     plain_output = model(input_ids=batch.input_ids).logits
     with folded(model):
         assert torch.equal(plain_output, model(input_ids=batch.input_ids).logits)
+
+
+def test_in_bfloat16_an_adapter_stays_apart_and_gives_as_much_as_peft_up_to_rounding() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Sequential(nn.Linear(48, 64)).requires_grad_(False).to(torch.bfloat16)
+        x = torch.randn(3, 40, 48).to(torch.bfloat16).requires_grad_()
+    model = get_peft_model(layer, LoraConfig(r=4, lora_alpha=8, target_modules=["0"]))  # type: ignore[arg-type]
+    disturb(model, "default")  # type: ignore[arg-type]
+    lora: Any = model.base_model.model[0]
+    trained = [lora.lora_A["default"].weight, lora.lora_B["default"].weight]
+    assert {one.dtype for one in trained} == {torch.float32}
+
+    def run() -> tuple[Tensor, ...]:
+        out = model(x)
+        return out, *torch.autograd.grad(out.float().square().mean(), [x, *trained])
+
+    before = run()
+    with folded(model):
+        found = run()
+    assert [one.dtype for one in found] == [one.dtype for one in before]
+    for mine, theirs in zip(found, before, strict=True):
+        mine, theirs = mine.float(), theirs.float()
+        assert 0 < (mine - theirs).norm() < 0.01 * theirs.norm()  # 8 bits of mantissa: .004 for each rounding
 
 
 def test_a_folded_mlp_keeps_two_of_its_four_wide_activations(monkeypatch: pytest.MonkeyPatch) -> None:

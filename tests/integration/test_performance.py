@@ -55,6 +55,7 @@ def test_the_page_says_what_was_reached() -> None:
         "largest_relative_difference_of_losses": 1e-5,
         "needed_gflop_per_step": 90.0,
         "reference_logits_gflop_per_step": 9.0,
+        "real_tokens_per_step": 700.0,
     }
     asked = {"prompts": 320, "plain_prompts_each_time": 20, "texts_compared": 40, "texts_different": 0}
     memory = {
@@ -66,7 +67,7 @@ def test_the_page_says_what_was_reached() -> None:
     machine = {"device": "cpu", "processor": "x86_64", "cores": 2, "instructions": ["avx2"], "dtype": "float32"}
     result = {
         "machine": machine,
-        "workload": {"model": "embedded"},
+        "workload": {"model": "embedded", "dtype": "auto", "device": "cpu", "joined": 2, "batch": 6},
         "parts": {"npo": trained, "rmu": trained, "evaluation": {**trained, **asked}, "gemm": peaks, **memory},
     }
     lines = {row[0]: row[1:] for row in performance_page.rows(result)}
@@ -77,4 +78,5 @@ def test_the_page_says_what_was_reached() -> None:
     assert lines[f"share of the GEMM peak, {step}"] == ("0.15", "0.60", "", "≥ 0.7", "no")
     page = performance_page.page(result)
     assert "2 cores with AVX2; numbers of type float32" in page
+    assert "Made by `python benchmarks/performance.py --joined 2` from" in page
     assert "4.0 ×" in performance_page.table(result)

@@ -76,10 +76,13 @@ class Distance:
 
     def __init__(self, suspect: Suspect, original: Model, first: int, last: int):
         self.suspect, self.original, self.first, self.last = suspect, original, first, last
+        self._plain: dict[Probe, float] = {}
 
     def closed(self, candidates: Sequence[Candidate], probes: Sequence[Probe]) -> Array:
         """(C,) part of the distance that each candidate takes away, mean over the probes; 1 is all, below 0 is more."""
-        plain = self._distances([(probe, (), "prefix") for probe in probes])  # (N,)
+        if unread := [probe for probe in probes if probe not in self._plain]:
+            self._plain |= dict(zip(unread, self._distances([(probe, (), "prefix") for probe in unread]).tolist()))
+        plain = np.array([self._plain[probe] for probe in probes])  # (N,)
         ids = [trigger_ids(self.suspect.tokenizer, one.text) for one in candidates]
         rows = [(probe, some, one.placement) for some, one in zip(ids, candidates) for probe in probes]
         found = self._distances(rows).reshape(len(candidates), len(probes))
