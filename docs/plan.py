@@ -53,17 +53,20 @@ SHAPES = (
     Shape("Llama-3.1-70B", 80, 8192, 28672, 1024, 128256),
 )
 BITS = {"bfloat16": 16, "nf4": 4.127}  # nf4 with rounded scales, arXiv 2305.14314
+GATHERED = 3  # whole layers at a time with `model.shard`: one that runs, the next one, and what it is put together from
 RANK, TOKENS, SAMPLES, STEPS, BATCH = 16, 256, 400, 120, 18  # tokens per sample; samples kept; samples per step
 
 
-def memory(shape: Shape, dtype: str, *, again: bool) -> dict[str, float]:
-    """GiB on one GPU while `unlearn` runs; `again`: with gradient checkpointing."""
+def memory(shape: Shape, dtype: str, *, again: bool, shards: int = 1) -> dict[str, float]:
+    """GiB on each GPU while `unlearn` runs; `again`: with gradient checkpointing; `shards`: GPUs that share a layer."""
     batch = BATCH * TOKENS
+    layers = shape.linear * BITS[dtype] / 8  # bytes
+    held = layers / shards + (GATHERED * layers / shape.layers if shards > 1 else 0)
     inside = 2 * (8 * shape.hidden + 4 * shape.inner)  # bytes per token that a layer keeps for its backward pass
     parts = {
-        "weights": shape.linear * BITS[dtype] / 8 + shape.embeddings * 2,
+        "weights": held + shape.embeddings * 2,
         "adapter": shape.adapter(RANK) * 16,  # float32: weights, gradients, two moments
-        "activations": batch * (shape.layers * 2 * shape.hidden + inside if again else shape.layers * inside),
+        "activations": batch / shards * (shape.layers * 2 * shape.hidden + inside if again else shape.layers * inside),
         "logits": batch * shape.vocabulary * 10,  # bfloat16, float32 log-probabilities and their gradient
         "kept": SAMPLES * TOKENS * 2 * 2 * shape.hidden,  # input of the first adapted layer, last states
     }
@@ -86,6 +89,13 @@ def tables() -> Iterator[str]:
             found = memory(shape, dtype, again=True)
             cells = " | ".join(f"{size:.1f}" for size in found.values())
             yield f"| {shape.name} | {dtype} | {cells} | {sum(found.values()):.0f} |"
+    yield "\n| model | GPUs | weights | adapter | activations | logits | kept | GiB on each |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for shape in SHAPES[1:]:
+        for gpus in (2, 4, 8):
+            found = memory(shape, "bfloat16", again=True, shards=gpus)
+            cells = " | ".join(f"{size:.1f}" for size in found.values())
+            yield f"| {shape.name} | {gpus} | {cells} | {sum(found.values()):.0f} |"
     yield "\n| model | GPUs | minutes | $ | efficiency |\n|---|---|---|---|---|"
     for shape in SHAPES:
         for gpus in (1, 8):

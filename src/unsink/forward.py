@@ -131,8 +131,12 @@ class Runner:
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
-        groups = by_length([len(sample.ids) for sample in samples], A_PASS.get(self.model.device.type, 0))
+        groups = self._groups(samples)
         return join([self._policy([samples[place] for place in group]) for group in groups], groups)
+
+    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """The places of the samples that are run together."""
+        return by_length([len(sample.ids) for sample in samples], A_PASS.get(self.model.device.type, 0))
 
     def _policy(self, samples: Sequence[Sample]) -> Forward:
         batch = self._collate(samples)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from unsink import processes
 from unsink.params import Params
 
 _TRAINING = ("memorize", "unlearn")
@@ -36,6 +37,8 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         yield "model.gradient_checkpointing=true"
     if command in ("evaluate", "ablate", "stress") and params.evaluate.batch > 1:
         yield f"evaluate.batch={params.evaluate.batch // 2}"
+    if processes.count() > 1 and not model.shard and model.dtype not in ("nf4", "int8"):
+        yield "model.shard=true"
     if model.dtype == "float32":
         yield "model.dtype=bfloat16"
     if command == "memorize" and params.memorize.batch > 1:
@@ -45,5 +48,5 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         kind, size = max(batch, key=lambda pair: int(pair[1]))
         if size > 1:
             yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
-    if model.dtype != "nf4" and model.device != "mps":
+    if model.dtype != "nf4" and model.device != "mps" and not model.shard:
         yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}"

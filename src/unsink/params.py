@@ -55,6 +55,16 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "nf4", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     gradient_checkpointing: bool = False
+    shard: bool = False
+
+    @model_validator(mode="after")
+    def _exact(self) -> Self:
+        if self.shard and self.dtype in ("nf4", "int8"):
+            raise ValueError(
+                f"shard splits exact weights, those of dtype {self.dtype} are rounded; "
+                "expected dtype auto, float32 or bfloat16, or shard: false"
+            )
+        return self
 
 
 class Fetch(Section):

@@ -140,7 +140,8 @@ def shifted_values(model: nn.Module, shifts: Mapping[int, Tensor]) -> Iterator[N
 def only_layers(model: nn.Module, first: int, last: int, below: Tensor | None) -> Iterator[None]:
     """Let the model run decoder layers `first` to `last` only, both included, while the block runs.
 
-    What a skipped layer hands on means nothing, and its values cannot be captured meanwhile.
+    What a skipped layer hands on means nothing, and its values cannot be captured meanwhile; hooks that it had do not
+    run.
 
     Args:
         model: a causal language model, with or without PEFT adapters.
@@ -176,6 +177,9 @@ def _replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitS
     own = vars(module).get("forward")  # only set where someone else has replaced it already
     undo.callback(vars(module).pop, "forward") if own is None else undo.callback(setattr, module, "forward", own)
     module.forward = forward
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):  # a sharded layer is gathered by one of them
+        undo.callback(hooks.update, list(hooks.items()))
+        hooks.clear()
 
 
 def _check_layers(count: int, wanted: Sequence[int]) -> None:
@@ -208,6 +212,20 @@ def counted(*read: nn.Module) -> Iterator[Cost]:
         for model in read:
             hooks.callback(models.decoder(model).register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield cost
+
+
+@contextmanager
+def before_each_pass(model: nn.Module, call: Callable[[], object]) -> Iterator[None]:
+    """Call something before the decoder begins a forward pass while the block runs."""
+
+    def hook(*_: Any) -> None:
+        call()
+
+    handle = models.decoder(model).register_forward_pre_hook(hook, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def position_mask(attention_mask: Tensor, positions: Sequence[Sequence[int]]) -> Tensor:

@@ -49,6 +49,7 @@ def joined() -> Iterator[None]:
     Raises:
         ParamsError: there are more processes than GPUs.
         UnsinkError: they do not find each other.
+        Lost: another process has ended meanwhile.
     """
     if count() == 1:
         yield
@@ -72,6 +73,10 @@ def joined() -> Iterator[None]:
         ) from error
     try:
         yield
+    except RuntimeError as error:  # of messages that torch sends by itself, as where layers are sharded
+        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
+            raise _ended(error) from error
+        raise
     finally:
         distributed.destroy_process_group()
 
@@ -82,6 +87,20 @@ def led(entered: AbstractContextManager[Any]) -> Iterator[None]:
     with entered if first() else nullcontext():
         gather(None)
         yield
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the processes run the block one after the other; all of them leave it when the last one has run it.
+
+    Raises:
+        Lost: another process has ended.
+    """
+    for _ in range(rank()):
+        gather(None)
+    yield
+    for _ in range(rank(), count()):
+        gather(None)
 
 
 def dealt(lengths: Sequence[int]) -> list[list[int]]:
@@ -101,6 +120,12 @@ def dealt(lengths: Sequence[int]) -> list[list[int]]:
 def share(items: Sequence[T]) -> list[T]:
     """Return every n-th item, from this process's own number on; `together` undoes it."""
     return list(items[rank() :: count()])
+
+
+def equal_share(items: Sequence[T]) -> list[T]:
+    """Return a `share` of items that is as long in every process: where one is short, the first item is in it, too."""
+    mine = share(items)
+    return mine + list(items[: -(-len(items) // count()) - len(mine)])
 
 
 def together(mine: Sequence[T]) -> list[T]:
@@ -188,4 +213,8 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # whatever gloo or NCCL say when somebody does not answer
-        raise Lost(f"another process of this job has ended: {error}", "its own message says why") from error
+        raise _ended(error) from error
+
+
+def _ended(error: RuntimeError) -> Lost:
+    return Lost(f"another process of this job has ended: {error}", "its own message says why")

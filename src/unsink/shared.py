@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unsink import processes
+from unsink import processes, sharded
 from unsink.answers import Forward
-from unsink.batches import Sample
+from unsink.batches import Batch, Sample
 from unsink.forward import Runner, join
 from unsink.progress import SILENT, Reporter
 
@@ -23,14 +23,14 @@ class SharedRunner(Runner):
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over this process's share, and keep what all have found."""
-        mine = processes.share(self._unread(samples))
+        mine = processes.equal_share(self._unread(samples))
         super().remember(mine, batch, reporter)
         for found in processes.gather({sample: self._kept[sample] for sample in mine}):
             self._kept |= found
 
     def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
         """Return what `Runner.values_under` does, found by all processes together."""
-        parts = processes.gather(super().values_under(adapter, processes.share(samples), batch))
+        parts = processes.gather(super().values_under(adapter, processes.equal_share(samples), batch))
         return {sample: values for part in parts for sample, values in part.items()}
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
@@ -41,6 +41,19 @@ class SharedRunner(Runner):
         shares = [[samples[place] for place in mine] for mine in places]
         own = super().policy(shares[processes.rank()])
         return join(self._answers_of_all(own, shares), places)
+
+    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
+        # Where layers are gathered all processes have to run them equally often.
+        return [list(range(len(samples)))] if sharded.is_sharded(self.model) else super()._groups(samples)
+
+    def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
+        found = super()._forward(batch, below, last_layer)
+        if sharded.is_sharded(self.model):
+            found.values = {layer: sharded.reaching(found.states, values) for layer, values in found.values.items()}
+        return found
+
+    def _skipping_is_exact(self, batch: Batch, below: Tensor) -> bool:
+        return all(processes.gather(super()._skipping_is_exact(batch, below)))
 
     def _answers_of_all(self, own: Forward, shares: Sequence[Sequence[Sample]]) -> list[Forward]:
         batches = [self._collate(samples) for samples in shares]

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -29,6 +31,19 @@ def unsink(
     )
     process.start()
     return process
+
+
+def two_processes(folder: Path, *arguments: str, before: Callable[[int], None] = lambda _: None) -> list[int | None]:
+    """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    given = [*arguments, "--params", str(folder / "params.yaml")]
+    started = [unsink(given, folder, str(rank), {**job, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)]
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
 
 
 def _main(

@@ -1,44 +1,20 @@
 """Two gloo processes do what one does: the same losses and adapter, the same predictions; and they fail together."""
 
 import shutil
-import socket
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from integration import forked
+from integration.forked import two_processes
 from integration.projects import project
 from unsink import artifacts, processes, trainer
 from unsink.errors import DataError, ParamsError
 from unsink.stages import evaluate, unlearn
 
-Before = Callable[[int], None]
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 QUICK = ("unlearn.steps=6", "unlearn.warmup=1", "unlearn.checkpoint_every=4")
-
-
-def nothing(rank: int) -> None:
-    pass
-
-
-def two_processes(folder: Path, *arguments: str, before: Before = nothing) -> list[int | None]:
-    """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    given = [*arguments, "--params", str(folder / "params.yaml")]
-    started = [
-        forked.unsink(given, folder, str(rank), {**job, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)
-    ]
-    for process in started:
-        process.join(120)
-        process.kill()
-    return [process.exitcode for process in started]
 
 
 def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.Tensor]]:

@@ -32,7 +32,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models, processes, sinks, tasks
+from unsink import artifacts, benchmarks, models, processes, sharded, sinks, tasks
 from unsink.artifacts import Layout, Parts
 from unsink.batches import read_samples
 from unsink.errors import DataError, ParamsError
@@ -83,8 +83,15 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "have none",
             "take gradnorm out, or set model.dtype to bfloat16",
         )
+    if settings.gradient_norms and params.model.shard and processes.count() > 1:
+        raise ParamsError(
+            "evaluate.metrics: gradnorm takes the gradient of all weights, with model.shard no process holds them",
+            "take gradnorm out, or evaluate in one process",
+        )
     with processes.led(artifacts.lock(layout.predictions(run))):
-        model = load(params, layout, run, folder, params.model.dtype)
+        model = sharded.load(
+            partial(load, params, layout, run, folder), params.model.dtype, params.model.device, on=params.model.shard
+        )
         kept = parts("evaluate", asked, params, layout, run)
         rows = answer(asked, Session(model, tokenizer, settings, reporter), kept)
         measured = measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed)
@@ -154,7 +161,9 @@ def answer(asked: Sequence[Asked[Any]], session: Session, kept: Parts | None = N
 
 def _answered(family: ModuleType, asked: Sequence[Asked[Any]], session: Session) -> list[Row]:
     mine = processes.share(asked)
-    return processes.together(family.answer(mine, session) if mine else [])
+    with sharded.in_step(session.model):
+        rows = family.answer(mine, session) if mine else []
+    return processes.together(rows)
 
 
 def parts(stage: str, asked: Sequence[Asked[Any]], params: Params, layout: Layout, run: str) -> Parts:
@@ -301,14 +310,18 @@ def _mark_inside(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def load(params: Params, layout: Layout, run: str, folder: Path, dtype: str) -> PreTrainedModel | PeftModel:
+def load(
+    params: Params, layout: Layout, run: str, folder: Path, dtype: str, device: str | None = None
+) -> PreTrainedModel | PeftModel:
     """Base, target, or the target with a run's adapter, which is merged where the weights are float32.
+
+    It is on `model.device` where no device is named.
 
     Raises:
         MissingPrerequisite: an adapter is not there.
         ModelError: an adapter does not fit the model.
     """
-    place = dtype, params.model.device
+    place = dtype, device or params.model.device
     if run == "base":
         return models.load_base(folder, *place)
     target = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from unsink import artifacts, benchmarks, models, processes
+from unsink import artifacts, benchmarks, models, processes, sharded
 from unsink.artifacts import Layout
 from unsink.batches import Sample, of_like_length
 from unsink.errors import ModelError
@@ -40,10 +41,13 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
     tokenizer = models.load_tokenizer(folder)
     epochs = _epochs(layout, tokenizer, settings, params.seed)
     with processes.led(artifacts.lock(layout.adapter("target"))):
-        base = models.load_base(folder, params.model.dtype, params.model.device)
         spec = AdapterSpec(settings.rank, settings.alpha, settings.first_layer)
-        model = models.attach(base, "target", spec, params.seed)
-        state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(base), epochs))
+
+        def load(dtype: str, device: str) -> PeftModel:
+            return models.attach(models.load_base(folder, dtype, device), "target", spec, params.seed)
+
+        model = sharded.load(load, params.model.dtype, params.model.device, on=params.model.shard)
+        state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(model), epochs))
         runner = SharedRunner(model, settings.first_layer, int(tokenizer.pad_token_id), answers=False)
         runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
         batches = [

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from unsink import artifacts, methods, models, processes, sinks
+from unsink import artifacts, methods, models, processes, sharded, sinks
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample, draw, generator, read_samples
 from unsink.benchmarks import passage_of
@@ -51,9 +51,13 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     with processes.led(artifacts.lock(layout.adapter(run))):
         # Weights of their own are trained in float32: in bfloat16 most steps would round to nothing.
         dtype = params.model.dtype if settings.unlearn.adapter.rank else "float32"
-        target = models.load_target(folder, layout.adapter("target"), dtype, params.model.device)
-        spec = _adapter(settings, method, len(models.decoder_layers(target)))
-        policy = models.attach(target, run, spec, settings.seed)
+
+        def load(dtype: str, device: str) -> PeftModel:
+            target = models.load_target(folder, layout.adapter("target"), dtype, device)
+            spec = _adapter(settings, method, len(models.decoder_layers(target)))
+            return models.attach(target, run, spec, settings.seed)
+
+        policy = sharded.load(load, dtype, params.model.device, on=params.model.shard)
         tokenizer = models.load_tokenizer(folder)
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
