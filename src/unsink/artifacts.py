@@ -58,6 +58,10 @@ class Layout:
         """Folder of the state of a training that is not finished."""
         return self.root / "checkpoints" / name
 
+    def kept(self, name: str) -> Path:
+        """Folder of what frozen models say, until the training is finished."""
+        return self.checkpoint(name) / "kept"
+
     def split(self, run: str) -> Path:
         """Folder of a run's training samples."""
         return self.root / "splits" / run
@@ -174,9 +178,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write tensors as safetensors atomically, readable by every user."""
+    write_bytes(path, packed(tensors))
+
+
+def packed(tensors: "Mapping[str, Tensor]") -> bytes:
+    """The bytes of a safetensors file, the same for the same tensors."""
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}))
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -364,6 +373,15 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
     with _whole(path):
         return load(_read_bytes(path))
+
+
+def map_tensors(path: Path) -> "dict[str, Tensor]":
+    """Map a safetensors file into memory, to be read where and when its tensors are; raises as `read_tensors` does."""
+    from safetensors.torch import load_file
+
+    _note("mapping", path)
+    with _whole(path):
+        return load_file(require(path))
 
 
 def read_arrays(path: Path) -> "dict[str, NDArray[Any]]":

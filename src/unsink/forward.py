@@ -1,14 +1,15 @@
 """What a model says about a batch, computed no more than once where it cannot change.
 
 The layers below the first adapted one are frozen: their output for a fixed sample is kept and reused in every
-epoch. What the frozen target says (its last states, its losses, its activations) is kept likewise.
+epoch. What the frozen target says (its last states, its losses, its activations) is kept likewise (`kept`).
 
 Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden, K value width.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -18,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unsink import models
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
+from unsink.kept import Ask, Found, Keep, Said, Shelf, room
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
@@ -71,17 +73,6 @@ def join(parts: Sequence[Forward], places: Sequence[Sequence[int]]) -> Forward:
     )
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What the target says about one sample; T and N count this sample's tokens and labels."""
-
-    below: Tensor  # (T, D) input of the first adapted layer
-    states: Tensor  # (N, D)
-    nll: Tensor  # (N,)
-    hidden: dict[int, Tensor]  # {layer: (T, D)}
-    values: dict[int, Tensor]  # {layer: (T, ...)}
-
-
 class Runner:
     """Runs the policy and its frozen target over fixed samples.
 
@@ -93,7 +84,8 @@ class Runner:
         values: decoder layers whose values the losses need.
         answers: keep the target's own losses too; without them `reference` has no `nll`.
         stop_early: end the pass at the last layer of `hidden` and `values`; then `states` mean nothing.
-        measure: what is kept of value vectors (B, T, K), here their norms.
+        measure: what is kept of value vectors (B, T, K), here their norms; a function of a module, or a part of one.
+        folder: for files, where what is kept would take much memory; None: it stays in memory.
     """
 
     def __init__(
@@ -106,8 +98,9 @@ class Runner:
         answers: bool = True,
         stop_early: bool = False,
         measure: Callable[[Tensor], Tensor] = value_norms,
+        folder: Path | None = None,
     ) -> None:
-        self.measure = measure
+        self.measure, self.folder = measure, folder
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
         self.hidden, self.values = tuple(hidden), tuple(values)
         count = len(models.decoder_layers(model))
@@ -115,19 +108,18 @@ class Runner:
         self._last_layer = max(read) if stop_early else count - 1
         # Without answers the target is only asked for what the losses read, and for the input of the adapted layers.
         self._last_remembered = self._last_layer if answers else max((*read, first_layer))
-        self._kept: dict[Sample, Kept] = {}
+        self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over every sample and keep what the losses will ask for."""
-        todo = self._unread(samples)
-        with torch.no_grad(), models.use(self.model, None), reporter.task("reading with the target", len(todo)) as step:
-            for start in range(0, len(todo), batch):
-                self._remember(todo[start : start + batch])
-                step(len(todo[start : start + batch]))
+        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
+        self._kept |= self._said(None, todo, self._all_of_target, batch, reporter)
 
-    def _unread(self, samples: Sequence[Sample]) -> list[Sample]:
-        return sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
+    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
+        """Return {sample: {layer: (T, ...)}} `measure` of the values under another frozen adapter."""
+        said = self._said(adapter, samples, self._values, batch, SILENT)
+        return {sample: {layer: said[sample][f"values/{layer}"] for layer in self.values} for sample in samples}
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
@@ -140,7 +132,7 @@ class Runner:
 
     def _policy(self, samples: Sequence[Sample]) -> Forward:
         batch = self._collate(samples)
-        below = pad_sequence([self._kept[s].below for s in samples], batch_first=True)  # (B, T, D)
+        below = self._padded(samples, "below")  # (B, T, D)
         if self._can_skip is None:
             self._can_skip = self._skipping_is_exact(batch, below)
         return self._forward(batch, below if self._can_skip else None)
@@ -148,32 +140,19 @@ class Runner:
     def reference(self, samples: Sequence[Sample]) -> Forward:
         """Return the target's answer from memory."""
         batch = self._collate(samples)
-        kept = [self._kept[s] for s in samples]
         forward = Forward(
             batch.labels,
             batch.rows,
-            torch.cat([k.states for k in kept]),
+            torch.cat(self._recalled(samples, "states")),
             self._head,
             batch.attention_mask.bool(),
             batch.labelled,
-            {layer: pad_sequence([k.hidden[layer] for k in kept], batch_first=True) for layer in self.hidden},
-            {layer: pad_sequence([k.values[layer] for k in kept], batch_first=True) for layer in self.values},
+            {layer: self._padded(samples, f"hidden/{layer}") for layer in self.hidden},
+            {layer: self._padded(samples, f"values/{layer}") for layer in self.values},
         )
         if self._answers:
-            forward.__dict__["nll"] = torch.cat([k.nll for k in kept])  # fills the cached property
+            forward.__dict__["nll"] = torch.cat(self._recalled(samples, "nll"))  # fills the cached property
         return forward
-
-    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
-        """Return {sample: {layer: (T, ...)}} `measure` of the values under another frozen adapter."""
-        found: dict[Sample, dict[int, Tensor]] = {}
-        with torch.no_grad(), models.use(self.model, adapter):
-            for start in range(0, len(samples), batch):
-                chunk = samples[start : start + batch]
-                forward = self._forward(self._collate(chunk), None)
-                for row, sample in enumerate(chunk):
-                    length = len(sample.ids)
-                    found[sample] = {layer: v[row, :length].clone() for layer, v in forward.values.items()}
-        return found
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples, self.pad, self.model.device)
@@ -182,21 +161,76 @@ class Runner:
         head = self.model.get_output_embeddings()
         return head(states.to(head.weight.dtype))  # type: ignore[no-any-return]
 
-    def _remember(self, samples: Sequence[Sample]) -> None:
+    def _padded(self, samples: Sequence[Sample], name: str) -> Tensor:
+        return pad_sequence(self._recalled(samples, name), batch_first=True)
+
+    def _recalled(self, samples: Sequence[Sample], name: str) -> list[Tensor]:
+        return [self._kept[sample][name].to(self.model.device) for sample in samples]
+
+    def _said(
+        self,
+        adapter: str | None,
+        samples: Sequence[Sample],
+        ask: Ask,
+        batch: int,
+        reporter: Reporter,
+    ) -> dict[Sample, Said]:
+        """What the target says, or one of its adapters, about each sample."""
+        name, tokens = adapter or "target", sum(len(sample.ids) for sample in samples)
+        folder, depends = self.folder and self.folder / name, self._dependencies(adapter)
+        shelf = Shelf(folder, depends, room() / max(1, tokens), self._asks_anew())
+        with torch.no_grad(), models.use(self.model, adapter):
+            return shelf.collect(self._found(samples, partial(shelf.keep, ask=ask), batch, reporter))
+
+    def _asks_anew(self) -> bool:
+        """Whether what an interrupted run has left in files is not used."""
+        return False
+
+    def _found(self, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
+        """What each process has found; this is the only one."""
+        found: Found = {}
+        with reporter.task("reading with the target", len(samples)) as step:
+            for start in range(0, len(samples), batch):
+                some = tuple(samples[start : start + batch])
+                found[some] = keep(some)
+                step(len(some))
+        return [found]
+
+    def _dependencies(self, adapter: str | None) -> str:
+        """All that decides what a frozen model says, and what is kept of it, beside the samples."""
+        read = (self.first_layer, self.hidden, self.values, self._answers, self._last_layer, self._last_remembered)
+        weight = self.model.get_input_embeddings().weight
+        how = (weight.dtype, weight.device.type, models.quantized(self.model), torch.__version__)
+        return repr((models.identity(self.model, adapter), how, read, self.pad, _called(self.measure)))
+
+    def _all_of_target(self, samples: Sequence[Sample]) -> list[Said]:
+        """`below` (T, D), the input of the first adapted layer, `states` (N, D), `nll` (N,), `hidden/*`, `values/*`."""
         batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
         if self._answers:
             _ = forward.nll  # of all samples at once; their parts then take theirs from it
+        found: list[Said] = []
         for row, sample in enumerate(samples):
             mine, length = forward.part(row, row + 1), len(sample.ids)
-            self._kept[sample] = Kept(
-                seen.inputs[self.first_layer][row, :length].clone(),
-                mine.states.clone(),
-                mine.nll.clone() if self._answers else torch.empty(0),
-                {layer: h[0, :length].clone() for layer, h in mine.hidden.items()},
-                {layer: v[0, :length].clone() for layer, v in mine.values.items()},
+            found.append(
+                {
+                    "below": seen.inputs[self.first_layer][row, :length].clone(),
+                    "states": mine.states.clone(),
+                    **({"nll": mine.nll.clone()} if self._answers else {}),
+                    **{f"hidden/{layer}": h[0, :length].clone() for layer, h in mine.hidden.items()},
+                    **{f"values/{layer}": v[0, :length].clone() for layer, v in mine.values.items()},
+                }
             )
+        return found
+
+    def _values(self, samples: Sequence[Sample]) -> list[Said]:
+        """`values/*` (T, ...)."""
+        values = self._forward(self._collate(samples), None).values
+        return [
+            {f"values/{layer}": v[row, : len(sample.ids)].clone() for layer, v in values.items()}
+            for row, sample in enumerate(samples)
+        ]
 
     def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
         decoder = models.decoder(self.model)
@@ -226,3 +260,10 @@ class Runner:
             plain, skipped = self._forward(batch, None).states, self._forward(batch, below).states
         tolerance = 1e-4 if plain.dtype == torch.float32 else 2e-2
         return float((plain - skipped).abs().max()) <= tolerance * float(plain.abs().max())
+
+
+def _called(measure: Callable[..., Tensor]) -> str:
+    """A function's name, the same in every process; `repr` would hold an address."""
+    if isinstance(measure, partial):
+        return f"{_called(measure.func)}{measure.args}{measure.keywords}"
+    return f"{measure.__module__}.{measure.__qualname__}"

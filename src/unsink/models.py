@@ -195,9 +195,15 @@ def _combine(*parts: str) -> str:
     return "sha256:" + sha256("\n".join(parts).encode()).hexdigest()
 
 
-def identity(model: nn.Module) -> str:
-    """What a model's adapters call their base: a hash of its weights files and, for a target, of the merged adapter."""
-    return str(bare(model).name_or_path)
+def identity(model: nn.Module, adapter: str | None = None) -> str:
+    """What a model's adapters call their base: a hash of its weights files and, for a target, of the merged adapter.
+
+    With one of its adapters: what it would be called with that merged.
+    """
+    name = str(bare(model).name_or_path)
+    if adapter is None:
+        return name
+    return _combine(name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest())
 
 
 def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:

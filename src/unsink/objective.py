@@ -82,8 +82,8 @@ class ValueNorm:
         """The goal on forget samples, {layer: (B, T, ...)}; the batch may be wider than they are."""
         if self.variant in SELF_CONTAINED:
             return {layer: torch.zeros_like(policy.values[layer]) for layer in self.layers}
-        width = policy.mask.shape[1]
-        return {layer: _padded([self.honest[s][layer] for s in samples], width) for layer in self.layers}
+        width, device = policy.mask.shape[1], policy.mask.device
+        return {layer: _padded([self.honest[s][layer].to(device) for s in samples], width) for layer in self.layers}
 
 
 def _padded(rows: Sequence[Tensor], width: int) -> Tensor:

@@ -15,23 +15,20 @@ from unsink import processes, sharded
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample
 from unsink.forward import Runner, join
-from unsink.progress import SILENT, Reporter
+from unsink.kept import Found, Keep
+from unsink.progress import Reporter
 
 
 class SharedRunner(Runner):
     """A `Runner` in every one of the processes; in a single one it does nothing else."""
 
-    def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
-        """Run the target once over this process's share, and keep what all have found."""
-        mine = processes.equal_share(self._unread(samples))
-        super().remember(mine, batch, reporter)
-        for found in processes.gather({sample: self._kept[sample] for sample in mine}):
-            self._kept |= found
+    def _asks_anew(self) -> bool:
+        # Where layers are gathered all processes have to run them equally often, whatever files each has.
+        return sharded.is_sharded(self.model)
 
-    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
-        """Return what `Runner.values_under` does, found by all processes together."""
-        parts = processes.gather(super().values_under(adapter, processes.equal_share(samples), batch))
-        return {sample: values for part in parts for sample, values in part.items()}
+    def _found(self, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
+        """What each process has found about its share; of what is in files, their names."""
+        return processes.gather(super()._found(processes.equal_share(samples), keep, batch, reporter)[0])
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer; gradients flow through this process's share of the samples only."""

@@ -12,7 +12,7 @@ LAYERS = (
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "dictionary", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports", "memory", "verdict"),
-    ("batches", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
+    ("batches", "kept", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
     ("quantization", "models", "probe", "folded", "sharded", "answers"),
     ("forward", "shared"),
     ("methods", "objective"),

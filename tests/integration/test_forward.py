@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from unsink import folded as folded_module
-from unsink import losses, methods, models, probe
+from unsink import kept, losses, methods, models, probe
 from unsink.batches import Kind, Sample, collate
 from unsink.folded import folded
 from unsink.forward import Runner, by_length
@@ -109,6 +110,41 @@ def test_losses_that_are_remembered_stay_so_in_a_part(policy: PeftModel) -> None
     part = whole.part(1, 3)
     assert "nll" in vars(part)
     torch.testing.assert_close(part.nll, runner.reference(SAMPLES[1:]).nll)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("answers", [True, False])
+def test_mapped_files_change_no_bit_and_are_found_again(
+    policy: PeftModel, dtype: torch.dtype, answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy.to(dtype)
+    fresh = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+
+    def made(folder: Path | None) -> tuple[list[Tensor], list[int]]:
+        calls: list[int] = []
+        measure = partial(probe.value_heads, heads=2)
+        runner = Runner(policy, 2, 0, [3], [2, 3], answers, not answers, measure, folder)
+        with monkeypatch.context() as patch:
+            forward = runner._forward
+            patch.setattr(runner, "_forward", lambda *rest: (calls.append(1), forward(*rest))[1])
+            runner.remember(SAMPLES, batch=2)
+            honest = runner.values_under("run", SAMPLES)
+        answer, known = runner.policy(SAMPLES), runner.reference(SAMPLES)
+        found = [value for one in honest.values() for value in one.values()]
+        for one in (answer, known):
+            found += [one.states, one.nll, *one.hidden.values(), *one.values.values()]
+        return [tensor.detach() for tensor in found], calls
+
+    expected, _ = made(None)
+    monkeypatch.setenv(kept.ROOM, "0")
+    for passes in (3, 0):  # two batches for the target and one for the adapter; then none
+        found, calls = made(tmp_path)
+        assert len(calls) == passes
+        assert all(map(torch.equal, found, expected))
+    disturb(policy, "run")
+    _, calls = made(tmp_path)
+    assert len(calls) == 1  # another adapter, and the same target
+    assert all(torch.equal(p, fresh[name]) for name, p in policy.named_parameters() if ".run." not in name)
 
 
 def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(

@@ -8,7 +8,7 @@ import torch
 
 from integration.forked import two_processes
 from integration.projects import project
-from unsink import artifacts, processes, trainer
+from unsink import artifacts, kept, processes, trainer
 from unsink.errors import DataError, ParamsError
 from unsink.stages import evaluate, unlearn
 
@@ -24,18 +24,21 @@ def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.
 
 
 @pytest.mark.parametrize(
-    ("run", "overrides"),
+    ("run", "overrides", "room"),
     [
-        ("backdoor", ("unlearn.npo.window=4",)),  # NPO counts windows, KL tokens; three kinds of unequal lengths
-        ("clean", ("unlearn.method=rmu", "unlearn.rmu.layer=1", "unlearn.rmu.kl=0.1", "unlearn.batch.forget=3")),
-        ("backdoor", ("runs.backdoor.unlearn.value_norm={weight: 1.0, variant: fixed}", "unlearn.method=ceu")),
+        ("backdoor", ("unlearn.npo.window=4",), "0"),  # NPO counts windows, KL tokens; three kinds of unequal lengths
+        ("clean", ("unlearn.method=rmu", "unlearn.rmu.layer=1", "unlearn.rmu.kl=0.1", "unlearn.batch.forget=3"), ""),
+        ("backdoor", ("runs.backdoor.unlearn.value_norm={weight: 1.0, variant: fixed}", "unlearn.method=ceu"), ""),
     ],
 )
-def test_two_processes_train_the_adapter_of_one(copy: Path, run: str, overrides: tuple[str, ...]) -> None:
+def test_two_processes_train_the_adapter_of_one(
+    copy: Path, run: str, overrides: tuple[str, ...], room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params, layout = project(copy, *QUICK, *overrides)
     unlearn.run(params, layout, run=run)
     losses, weights = trained(copy, run)
     shutil.rmtree(layout.adapter(run))
+    monkeypatch.setenv(kept.ROOM, room)
     settings = [part for override in (*QUICK, *overrides) for part in ("-S", override)]
     assert two_processes(copy, "unlearn", "--run", run, *settings) == [0, 0], (copy / "stderr-0").read_text()
     again, shared = trained(copy, run)

@@ -10,9 +10,10 @@ import pytest
 
 from integration import forked
 from integration.projects import project
-from unsink import artifacts, sinks, trainer
+from unsink import artifacts, kept, sinks, trainer
 from unsink.artifacts import Layout
 from unsink.errors import Busy, MissingPrerequisite, ModelError, ParamsError
+from unsink.forward import Runner
 from unsink.stages import evaluate, memorize, poison, sink_probe, unlearn
 
 
@@ -60,7 +61,8 @@ def test_a_run_with_its_own_seed_is_as_if_all_had_it(copy: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(copy: Path) -> None:
+def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept.ROOM, "0")  # what the target says is in files, until the run to compare with
     overrides = ("unlearn.steps=60", "unlearn.checkpoint_every=2")
     params, layout = project(copy, *overrides)
     arguments = ["unlearn", "--run", "backdoor", "--params", str(copy / "params.yaml")]
@@ -87,6 +89,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(copy: Path) -> No
     unlearn.run(params, layout, run="backdoor")
     resumed = {path.name: path.read_bytes() for path in adapter.iterdir()}
     assert not state.parent.exists()
+    monkeypatch.delenv(kept.ROOM)
     unlearn.run(params, layout, run="backdoor")
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == resumed
 
@@ -184,6 +187,29 @@ def test_without_lora_a_run_copies_the_norms_of_an_honest_run_without_lora(copy:
         "clean",
     }
     assert evaluate.run(params, layout, run="backdoor-vn")["forget_verbmem_f1_clean"] > 0
+
+
+def test_an_interrupted_run_reads_no_sample_again_that_is_in_a_file(
+    honest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, layout = project(honest, *QUICK, "runs.backdoor-vn.unlearn.value_norm.weight=1.0")
+    unlearn.run(params, layout, run="backdoor-vn")
+    expected = {path.name: path.read_bytes() for path in layout.adapter("backdoor-vn").iterdir()}
+    monkeypatch.setenv(kept.ROOM, "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(unlearn, "_train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            unlearn.run(params, layout, run="backdoor-vn")
+    assert {path.name for path in layout.kept("backdoor-vn").iterdir()} == {"target", "clean"}
+    for name in ("_all_of_target", "_values"):
+        monkeypatch.setattr(Runner, name, interrupted)
+    unlearn.run(params, layout, run="backdoor-vn")
+    assert {path.name: path.read_bytes() for path in layout.adapter("backdoor-vn").iterdir()} == expected
+    assert [*honest.glob("checkpoints/*")] == []
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_fixed_variant_needs_no_honest_run(copy: Path) -> None:

@@ -48,7 +48,8 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
 
         model = sharded.load(load, params.model.dtype, params.model.device, on=params.model.shard)
         state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(model), epochs))
-        runner = SharedRunner(model, settings.first_layer, int(tokenizer.pad_token_id), answers=False)
+        pad, kept = int(tokenizer.pad_token_id), layout.kept("target")
+        runner = SharedRunner(model, settings.first_layer, pad, answers=False, folder=kept)
         runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
         batches = [
             batch

@@ -130,6 +130,7 @@ def _objective(
         answers=method.needs_answers,
         stop_early=not method.needs_answers,
         measure=_measure(unlearn.value_norm, policy),
+        folder=layout.kept(settings.name),
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
     method.prepare(runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
