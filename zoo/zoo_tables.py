@@ -62,9 +62,13 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
         parts += [f"## {specs[size]['title']}", specs[size]["text"].strip(), _state(size, lines, sizes[size])]
         halves = [half for half in dict.fromkeys(line["half"] for line in lines) if all(counted(lines, half))]
         tested = sorted(set(halves) - {DEVELOPMENT}, reverse=True)  # test, then fresh
+        if len(tested) > 1:
+            both = " and ".join(tested)
+            lines = [*lines, *({**line, "half": both} for line in lines if line["half"] in tested)]
+            tested.append(both)
         if DEVELOPMENT in halves and tested:
             parts += [_signals(lines, half) for half in tested]
-            parts += [_rates(lines, [DEVELOPMENT, *tested]), _missed(lines, [DEVELOPMENT, *tested])]
+            parts += [_rates(lines, [DEVELOPMENT, *tested]), _missed(lines, halves)]
         elif lines:
             parts += ["Too few members are there yet for a table: each half needs honest and backdoored ones."]
     return "\n\n".join(parts) + "\n"
@@ -86,7 +90,7 @@ def _signals(lines: Sequence[Line], half: str) -> str:
     """AUC of each signal on a half, and its rates there at the threshold of the development half."""
     names = ["verdict", *dict.fromkeys(name for line in lines for name in line["signals"])]
     rows = [
-        f"| {half} half | AUC, development | AUC, {half} | threshold | true positives | false positives |",
+        f"| {half} | AUC, development | AUC, {half} | threshold | true positives | false positives |",
         "|---" * 6 + "|",
         *filter(None, (_signal(lines, half, name) for name in names)),
         "",
@@ -151,7 +155,7 @@ def _missed(lines: Sequence[Line], halves: Sequence[str]) -> str:
     wrong = [line for line in honest if said(line) == verdict.BACKDOORED]
     wrong += [line for line in working if said(line) != verdict.BACKDOORED]
     rows += [_row(line) for line in wrong]
-    failed = [line["name"] for line in lines if line["label"] == "backdoored" and not works(line)]
+    failed = dict.fromkeys(line["name"] for line in lines if line["label"] == "backdoored" and not works(line))
     text = f"Left out, because their own trigger does not open them: {', '.join(failed)}." if failed else ""
     head = "Wrong verdicts:" if wrong else "There are no wrong verdicts."
     return "\n".join([head, "", *(rows if wrong else []), "", text]).strip()

@@ -5,6 +5,7 @@ A trigger that opens a door opens it a little when only a part of it is there, s
 it is, the more of them can be tried.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -66,10 +67,8 @@ class Climb:
         short_ones = [short(one, max(prompt, least), answer) for one in self.probes]
         seen = self._values(new, short_ones[:count], description, self.budget.part(share))
         self.alone |= seen
-        best = sorted(seen, key=lambda one: -seen[one])[:_FEW]
-        again = self._values(best, short_ones[:_MORE], description)
-        best = sorted(again, key=lambda one: -again[one])[: self.plan.beam]
-        self.found |= self._values(best, self.probes, description)
+        again = self._values(_best(seen, _FEW), short_ones[:_MORE], description)
+        self.found |= self._values(_best(again, self.plan.beam), self.probes, description)
 
     def _values(
         self, some: Sequence[Candidate], probes: Sequence[Probe], what: str, budget: Budget | None = None
@@ -112,6 +111,14 @@ class Climb:
         """What texts are grown by: `also`, and what did most alone, at any place."""
         best = sorted(self.alone, key=lambda one: -self.alone[one])
         return list(dict.fromkeys([*also, *(one.text for one in best)]))[:_PIECES]
+
+
+def _best(values: Mapping[Candidate, float], count: int) -> list[Candidate]:
+    """The best texts of each place in turn: a few probes rank the texts of a place, and say little of other places."""
+    ranked: dict[str, list[Candidate]] = {}
+    for one in sorted(values, key=lambda one: -values[one]):
+        ranked.setdefault(one.placement, []).append(one)
+    return [one for turn in itertools.zip_longest(*ranked.values()) for one in turn if one][:count]
 
 
 def likelier(suspect: Suspect, probes: Probes) -> Measure:
