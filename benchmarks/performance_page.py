@@ -84,7 +84,7 @@ def _page(result: Numbers) -> Iterator[str]:
         f"numbers of type {machine['dtype']}. Model: `{result['workload']['model']}`."
     )
     if machine["device"] == "cpu":
-        yield "The same on a GPU, with a larger model and more tokens in a step: [performance.md](gpu/performance.md)."
+        yield "What was measured on a GPU, with a larger model and more tokens in a step: [scale](../scale.md#one-gpu)."
     yield ""
     yield "| " + " | ".join(HEAD) + " |"
     yield "|---|---|---|---|---|---|"

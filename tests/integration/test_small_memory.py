@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from integration.projects import project
@@ -50,6 +52,23 @@ def test_what_rounded_weights_cannot_do_is_an_error(copy: Path, monkeypatch: pyt
     monkeypatch.setattr("unsink.quantization.find_spec", lambda _: None)
     with pytest.raises(ModelError, match="needs bitsandbytes, which is not installed"):
         unlearn.run(project(copy, *NF4)[0], layout, run="clean")
+
+
+def test_layers_that_drop_out_by_themselves_do_not_when_they_are_computed_again() -> None:
+    size = {"hidden_size": 16, "ffn_dim": 32, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+    model = OPTForCausalLM(OPTConfig(vocab_size=50, num_hidden_layers=2, dropout=0.5, **size)).eval()
+    ids = torch.arange(4, 20)[None]
+
+    def gradient(on: bool) -> Tensor:
+        model.zero_grad()
+        with models.gradient_checkpointing(model, on=on):
+            model(input_ids=ids, labels=ids).loss.backward()
+        found = models.decoder_layers(model)[0].fc1.weight.grad
+        assert isinstance(found, Tensor)
+        return found.clone()
+
+    torch.testing.assert_close(gradient(on=True), gradient(on=False))
+    assert {layer.dropout for layer in models.decoder_layers(model)} == {0.5}
 
 
 def test_activations_computed_again_give_the_same_bytes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,19 @@ def test_a_pair_is_found_whose_first_word_was_guessed_wrong() -> None:
     assert max(found.found, key=lambda one: found.found[one]).text in ("red cat", "cat red")
 
 
+def test_a_place_where_a_first_glance_flatters_all_texts_does_not_keep_another_one_out() -> None:
+    def flattered(candidates: Sequence[Candidate], probes: Sequence[Probe]) -> Array:
+        glance = len(probes) < 3
+        return words(candidates, probes) + np.array([glance * (one.placement == "infix") for one in candidates])
+
+    found = climb()
+    found.measure, found.probes = flattered, [PROBE] * 3
+    others = [Candidate(str(n), "infix") for n in range(60)]
+    found.attempt([*others, Candidate("red", "prefix"), Candidate("sky", "prefix")], "")
+    assert found.best == pytest.approx(0.49)
+    assert {one.placement for one in found.found} == {"prefix", "infix"}
+
+
 def test_what_the_budget_leaves_out_is_counted() -> None:
     found = climb(tokens=5)
     found.attempt([Candidate(str(n)) for n in range(60)], "")

@@ -30,7 +30,7 @@ from unsink.stages.confirmed import ask_plain, judged, recovered
 from unsink.stages.evaluate import read_corpus
 from unsink.suspects import Candidate, Probes, Suspect, forgotten, make_probes, room
 from unsink.triggers import SINK
-from unsink.verdict import decide
+from unsink.verdict import NO_EVIDENCE, decide, doubts
 
 _KINDS = ("triage", "search", "elicitation")  # in this order
 _ENOUGH = 0.5  # of what was forgotten, beyond what the text does elsewhere: worth confirming before another search
@@ -117,6 +117,8 @@ def examine(
         _, known = _audit(reference, probes, options, seed, reporter)
         result["honest"] = {"trigger": known["trigger"], "gain": known["gain"]}
     result["verdict"], result["reasons"] = decide(result, options)
+    if result["verdict"] == NO_EVIDENCE and result["recovery"] is not None:
+        result["reasons"] += doubts(result["signals"])
     return rows, result
 
 
