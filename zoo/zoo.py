@@ -219,7 +219,8 @@ def main() -> None:
         build(arguments.size, arguments.only, arguments.jobs, arguments.again)
     specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in SIZES}
     found = {size: lines(RESULTS / f"zoo-{size}.jsonl") for size in SIZES}
-    (RESULTS / "audit.md").write_text(report(specs, found, {size: len(members(specs[size])) for size in SIZES}))
+    sizes = {size: len(members(specs[size])) for size in SIZES}
+    (RESULTS / "audit.md").write_text(report(specs, found, sizes, audit_code()))
 
 
 if __name__ == "__main__":

@@ -55,11 +55,11 @@ def auc(honest: NDArray[np.float64], backdoored: NDArray[np.float64]) -> float:
     return float((above > 0).mean() + (above == 0).mean() / 2)
 
 
-def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes: Mapping[str, int]) -> str:
-    """The page."""
+def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes: Mapping[str, int], code: str) -> str:
+    """The page; lines of another `code` of the audit than this are told of."""
     parts = ["# How often the audit is right", __doc__.split("\n\n", 1)[1].strip()]
     for size, lines in found.items():
-        parts += [f"## {specs[size]['title']}", specs[size]["text"].strip(), _state(size, lines, sizes[size])]
+        parts += [f"## {specs[size]['title']}", specs[size]["text"].strip(), _state(size, lines, sizes[size], code)]
         halves = [half for half in dict.fromkeys(line["half"] for line in lines) if all(counted(lines, half))]
         tested = sorted(set(halves) - {DEVELOPMENT}, reverse=True)  # test, then fresh
         if len(tested) > 1:
@@ -74,15 +74,15 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
     return "\n\n".join(parts) + "\n"
 
 
-def _state(size: str, lines: Sequence[Line], wanted: int) -> str:
+def _state(size: str, lines: Sequence[Line], wanted: int, code: str) -> str:
     text = f"`python zoo/zoo.py {size}`; {len(lines)} of {wanted} members are done"
     for place, some in by_device(lines).items():
         minutes = [line["minutes"]["audited"] for line in some]
         text += f"; minutes per audit ({place}): median {np.median(minutes):.1f}, most {max(minutes):.1f}"
     codes = Counter(str(line["code"]) for line in lines)
-    parts = ", ".join(f"{count} by {code}" for code, count in sorted(codes.items()))
+    parts = ", ".join(f"{count} by {one}" for one, count in sorted(codes.items()))
     return text + (
-        f". The audit's code was changed in between ({parts}): `--again` makes all anew" if len(codes) > 1 else ""
+        f". The audit's code was changed since ({parts}): `--again` makes all anew" if set(codes) - {code} else ""
     )
 
 

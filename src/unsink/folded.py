@@ -119,7 +119,7 @@ def _worthwhile(layer: Any, x: Tensor) -> _Parts | None:
 
 
 def _parts(layer: Any) -> _Parts | None:
-    """What one product takes; None where it would not be the same."""
+    """What fewer products take; None where they would not give the same."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(names) != 1:
         return None

@@ -204,7 +204,10 @@ class Runner:
         return repr((models.identity(self.model, adapter), how, read, self.pad, _called(self.measure)))
 
     def _all_of_target(self, samples: Sequence[Sample]) -> list[Said]:
-        """`below` (T, D), the input of the first adapted layer, `states` (N, D), `nll` (N,), `hidden/*`, `values/*`."""
+        """`below` (T, D), the input of the first adapted layer, `states` (N, D), `nll` (N,), `hidden/*`, `values/*`.
+
+        Without answers nobody asks for `states`, which then mean nothing: they are (N, 0).
+        """
         batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
@@ -216,7 +219,7 @@ class Runner:
             found.append(
                 {
                     "below": seen.inputs[self.first_layer][row, :length].clone(),
-                    "states": mine.states.clone(),
+                    "states": mine.states.clone() if self._answers else mine.states.new_empty(len(mine.states), 0),
                     **({"nll": mine.nll.clone()} if self._answers else {}),
                     **{f"hidden/{layer}": h[0, :length].clone() for layer, h in mine.hidden.items()},
                     **{f"values/{layer}": v[0, :length].clone() for layer, v in mine.values.items()},

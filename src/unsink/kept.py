@@ -1,13 +1,14 @@
 """What frozen models say about fixed samples, for as long as a run lasts: in memory, or in mapped files if it is much.
 
 Pages of a mapped file are the system's: it drops them when memory is short, and reads them again. A file is about one
-batch, is there as a whole or not at all, and is named by a hash of all that its content depends on: an interrupted run
-finds it again, and what another model said, or what was said about other samples, is never taken for it.
+lot of samples, is there as a whole or not at all, and is named by a hash of weights, samples and what is kept of them:
+an interrupted run finds it again, and what another model said, or what was said about other samples, is never taken
+for it. As with a checkpoint, that the code is the same is taken for granted.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from unsink.errors import ParamsError
 
 Said = dict[str, Tensor]
 """What a model says about one sample, by name; the first dimension counts the sample's tokens or labels."""
-Batch = tuple[Sample, ...]
-Found = dict[Batch, list[Said] | str]
-"""For each batch what a model says about its samples, or the name of the file that holds it."""
-Ask = Callable[[Batch], list[Said]]
-Keep = Callable[[Batch], list[Said] | str]
+Lot = tuple[Sample, ...]
+Found = dict[Lot, list[Said] | str]
+"""For each lot what a model says about its samples, or the name of the file that holds it."""
+Ask = Callable[[Lot], list[Said]]
+Keep = Callable[[Lot], list[Said] | str]
 
 ROOM = "UNSINK_IN_MEMORY_MIB"
 """Environment variable: MiB that what is kept may take in memory. It changes no result, so it is no parameter."""
@@ -51,7 +52,7 @@ class Shelf:
     Attributes:
         folder: of the files, for this run and model alone; None: there are none, and all stays in memory.
         depends: what the answers depend on, beside the samples.
-        room: bytes of memory for each token; a batch that takes more goes into a file.
+        room: bytes of memory for each token; a lot that takes more goes into a file.
         anew: ask again where there is a file already.
     """
 
@@ -60,19 +61,19 @@ class Shelf:
     room: float
     anew: bool = False
 
-    def keep(self, batch: Batch, ask: Ask) -> list[Said] | str:
-        """Return what `ask` says about a batch, or the name of the file that holds it; asks only if it has to.
+    def keep(self, lot: Lot, ask: Ask) -> list[Said] | str:
+        """Return what `ask` says about a lot, or the name of the file that holds it; asks only if it has to.
 
         Raises:
             DataError: the file cannot be written.
         """
         if not self.folder:
-            return ask(batch)
-        name = f"{self._prefix}-{_hash(repr(batch))}.safetensors"
+            return ask(lot)
+        name = f"{self._prefix}-{_hash(repr(lot))}.safetensors"
         if self.anew or not (self.folder / name).exists():
-            said = ask(batch)
+            said = ask(lot)
             size = sum(tensor.nbytes for one in said for tensor in one.values())
-            if size <= self.room * sum(len(sample.ids) for sample in batch):
+            if size <= self.room * sum(len(sample.ids) for sample in lot):
                 return said
             tensors = {f"{row}/{key}": tensor for row, one in enumerate(said) for key, tensor in one.items()}
             artifacts.write_tensors(self.folder / name, tensors)
@@ -84,16 +85,14 @@ class Shelf:
         Raises:
             MissingPrerequisite: another process has written a file that this one does not see.
         """
-        batches = [(batch, what) for found in parts for batch, what in found.items()]
+        lots = [(lot, what) for found in parts for lot, what in found.items()]
         together = {
             sample: said
-            for batch, what in batches
-            for sample, said in zip(
-                batch, self._mapped(what, len(batch)) if isinstance(what, str) else what, strict=True
-            )
+            for lot, what in lots
+            for sample, said in zip(lot, self._mapped(what, len(lot)) if isinstance(what, str) else what, strict=True)
         }
         if processes.first():
-            self._clear()
+            self._clear({what for _, what in lots if isinstance(what, str)})
         return together
 
     def _mapped(self, name: str, count: int) -> list[Said]:
@@ -104,10 +103,10 @@ class Shelf:
             said[int(row)][key] = tensor
         return said
 
-    def _clear(self) -> None:
-        """Remove what interrupted runs of other settings have left."""
+    def _clear(self, names: Collection[str]) -> None:
+        """Remove what interrupted runs have left: what is torn, or about other models or other samples."""
         for path in self.folder.iterdir() if self.folder and self.folder.is_dir() else ():
-            if self._prefix not in path.name:
+            if path.name not in names:
                 path.unlink()
 
     @property

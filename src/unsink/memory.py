@@ -19,7 +19,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def smaller(params: Params, command: str, run: str | None = None) -> str | None:
-    """Return the setting of the next smaller attempt, `key=value`; None where nothing is left to make smaller.
+    """Return the setting of the next smaller attempt, as `-S` takes it; None where nothing is left to make smaller.
 
     What changes no result comes first, what changes the model last.
 
@@ -48,5 +48,6 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         kind, size = max(batch, key=lambda pair: int(pair[1]))
         if size > 1:
             yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
-    if model.dtype != "nf4" and model.device != "mps" and not model.shard:
-        yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}"
+    if model.dtype != "nf4" and model.device != "mps" and (processes.count() == 1 or not model.shard):
+        whole = " -S model.shard=false" if model.shard else ""
+        yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}{whole}"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from integration.projects import project
 from unsink import artifacts, models
+from unsink.detectors import Signal, shift
 from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.stages import audit, unlearn
 from unsink.stages.evaluate import load
@@ -47,6 +48,20 @@ def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) 
     assert all(first["search_score"] >= then["search_score"] for first, then in pairwise(rows))
     assert artifacts.read_json(layout.audit("backdoor") / "verdict.json") == found["backdoor"]
     assert audit.report(found["backdoor"]).startswith("backdoor: ")
+
+
+def test_no_evidence_says_where_a_push_goes_far(suspects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object) -> Signal:
+        return Signal(0.3, {}, "made up")
+
+    monkeypatch.setattr(shift, "measure", measure)
+    params, layout = project(
+        suspects, "audit.detectors=[shift, states]", "audit.budget=20000", "audit.min_recovery=1.0"
+    )
+    found = audit.run(params, layout, run="clean")
+    assert found["verdict"] == NO_EVIDENCE
+    assert "takes 30 % of the way back" in found["reasons"][-1]
+    assert not [one for one in audit.run(params, layout, run="target")["reasons"] if "push" in one]
 
 
 def test_a_checkpoint_of_somebody_else_gets_the_same_verdict(suspects: Path, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_gradient_reaches_every_matrix_of_the_adapter_and_nothing_else(
     runner = Runner(policy, 2, 0, method.hidden_layers, [2, 3], method.needs_answers, not method.needs_answers)
     runner.remember(SAMPLES)
     generator = torch.Generator().manual_seed(0)
-    method.prepare(runner.reference(SAMPLES[:1]), generator)
+    method.prepare(lambda: runner.reference(SAMPLES[:1]), generator)
     disturb(policy, "run")
     honest = {SAMPLES[0]: {layer: torch.ones(7, 1) for layer in (2, 3)}}
     longest = Sample("e", "retain", tuple(range(1, 13)))  # the batch is wider than the forget samples

@@ -66,7 +66,7 @@ def objective(policy: PeftModel, method: Method, **weights: float) -> Objective:
     answers = method.needs_answers
     runner = Runner(policy, 2, 0, method.hidden_layers, answers=answers, stop_early=not answers)
     runner.remember([sample for kind in SAMPLES for sample in SAMPLES[kind]])
-    method.prepare(runner.reference(SAMPLES["forget"]), torch.Generator().manual_seed(0))
+    method.prepare(lambda: runner.reference(SAMPLES["forget"]), torch.Generator().manual_seed(0))
     return Objective(runner, method, {"forget": 1.0, "poisoned": 1.0, "retain": 1.0} | weights)
 
 

@@ -1,5 +1,6 @@
 """Two gloo processes that hold half of each layer train, remember and predict what one does with whole ones."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,36 @@ def test_another_adapter_is_read_on_sharded_layers(copy: Path) -> None:
     losses, _ = trained(copy, "backdoor-vn")
     assert shared(copy, "unlearn", "--run", "backdoor-vn") == [0, 0], (copy / "stderr-0").read_text()
     for one, two in zip(losses, trained(copy, "backdoor-vn")[0], strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def test_an_honest_run_of_whole_weights_is_refused_before_anything_is_loaded(copy: Path) -> None:
+    shutil.copytree(copy / "splits" / "backdoor", copy / "splits" / "backdoor-vn")
+    overrides = ("unlearn.adapter=none",)
+    assert shared(copy, "unlearn", "--run", "backdoor-vn", overrides=overrides) == [2, 2]
+    assert "model.shard: with unlearn.adapter: none" in (copy / "stderr-0").read_text()
+
+
+def test_what_one_process_finds_in_files_another_may_have_to_ask_for(copy: Path) -> None:
+    """A run that was killed when one of them had written its files."""
+    params, layout = project(copy, *QUICK)
+    unlearn.run(params, layout, run="clean")
+    losses, _ = trained(copy, "clean")
+
+    def stopped(rank: int) -> None:
+        def write(rows: trainer.History, *_: Any) -> dict[str, float]:
+            raise DataError("stopped", "")
+
+        os.environ["UNSINK_IN_MEMORY_MIB"] = "0"
+        trainer._step = write
+
+    assert shared(copy, "unlearn", "--run", "clean", before=stopped) == [3, 3], (copy / "stderr-0").read_text()
+    kept = sorted(layout.kept("clean").rglob("*.safetensors"))
+    assert len(kept) > 1
+    kept[0].unlink()
+    again = {"before": lambda _: os.environ.update(UNSINK_IN_MEMORY_MIB="0")}
+    assert shared(copy, "unlearn", "--run", "clean", **again) == [0, 0], (copy / "stderr-0").read_text()
+    for one, two in zip(losses, trained(copy, "clean")[0], strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 

@@ -9,13 +9,13 @@ import torch
 from unsink import kept
 from unsink.batches import Sample
 from unsink.errors import DataError, ParamsError
-from unsink.kept import Batch, Said, Shelf
+from unsink.kept import Lot, Said, Shelf
 
 BATCH = (Sample("a", "forget", (1, 2, 3)), Sample("b", "retain", (1, 4), labels_from=2))
 
 
-def said(batch: Batch, dtype: torch.dtype = torch.float32, width: int = 4) -> list[Said]:
-    draw = torch.Generator().manual_seed(len(batch))
+def said(lot: Lot, dtype: torch.dtype = torch.float32, width: int = 4) -> list[Said]:
+    draw = torch.Generator().manual_seed(len(lot))
     return [
         {
             "below": torch.randn(len(sample.ids), width, generator=draw).to(dtype),
@@ -23,11 +23,11 @@ def said(batch: Batch, dtype: torch.dtype = torch.float32, width: int = 4) -> li
             "nll": torch.randn(len(sample.ids) - sample.labels_from, generator=draw),
             "values/3": torch.randn(len(sample.ids), 1, generator=draw),
         }
-        for sample in batch
+        for sample in lot
     ]
 
 
-def unasked(_: Batch) -> list[Said]:
+def unasked(_: Lot) -> list[Said]:
     raise AssertionError("asked although a file is there")
 
 
@@ -45,6 +45,14 @@ def test_a_file_gives_back_the_bits_that_were_said(tmp_path: Path, dtype: torch.
     found = shelf.collect([{BATCH: name}])
     assert all(same(found[sample], one) for sample, one in zip(BATCH, said(BATCH, dtype), strict=True))
     assert shelf.keep(BATCH, unasked) == name
+
+
+def test_where_it_is_to_ask_anew_a_file_is_replaced(tmp_path: Path) -> None:
+    name = Shelf(tmp_path, "model", room=0).keep(BATCH, said)
+    anew = Shelf(tmp_path, "model", room=0, anew=True)
+    other = [{one: tensor + 1 for one, tensor in some.items()} for some in said(BATCH)]
+    assert anew.keep(BATCH, lambda _: other) == name
+    assert same(anew.collect([{BATCH: name}])[BATCH[0]], other[0])
 
 
 def test_what_fits_into_memory_stays_there(tmp_path: Path) -> None:
@@ -67,7 +75,9 @@ def test_files_of_other_settings_and_torn_ones_go_when_all_is_found(tmp_path: Pa
     shelf, old = Shelf(tmp_path, "model", room=0), Shelf(tmp_path, "before", room=0)
     stale = old.keep(BATCH, said)
     (tmp_path / f".{stale}.tmp-1").write_bytes(b"half")
-    mine = shelf.keep(BATCH, said)
+    mine, others = shelf.keep(BATCH, said), shelf.keep(BATCH[:1], said)
+    (tmp_path / f".{mine}.tmp-1").write_bytes(b"half")
+    assert others != mine
     shelf.collect([{BATCH: mine}])
     assert [path.name for path in tmp_path.iterdir()] == [mine]
 

@@ -160,7 +160,7 @@ def test_ceu_leaves_out_the_first_tokens_of_every_sequence() -> None:
 
 def test_ceu_that_skips_a_whole_sample_is_an_error() -> None:
     with pytest.raises(ParamsError, match=r"unlearn\.ceu\.skip: 1 leaves nothing of a sample with 1 labelled"):
-        ceu.Method(ceu.Options()).prepare(from_nll(POLICY, ROWS), seeded())
+        ceu.Method(ceu.Options()).prepare(lambda: from_nll(POLICY, ROWS), seeded())
 
 
 def test_the_multiplier_of_pdu_follows_from_the_history() -> None:
@@ -208,7 +208,7 @@ def test_rmu_measures_distance_in_activation_norms(direction: str) -> None:
     hidden[0, 0] = 1e4  # BOS, an attention sink: must not count
     method = rmu.Method(rmu.Options(layer=2, steering=2.0, direction=direction))  # type: ignore[arg-type]
     target = from_nll([0.0, 0.0], [0, 0], hidden)
-    method.prepare(target, seeded())
+    method.prepare(lambda: target, seeded())
     assert method.retain_loss(target, target).item() == 0.0
     steered = from_nll([0.0, 0.0], [0, 0], method._goal.expand(1, 3, 4))
     assert method.forget_loss(steered, target, seeded()).item() == pytest.approx(0.0, abs=1e-6)
@@ -223,7 +223,7 @@ def test_rmu_adds_its_share_of_the_kl_and_reads_logits_only_then() -> None:
     assert method.needs_answers
     reference, policy = (one_token([math.log(p) for p in ps]) for ps in ((0.5, 0.3, 0.2), (0.7, 0.2, 0.1)))
     reference.hidden = policy.hidden = {2: torch.ones(1, 2, 4)}
-    method.prepare(reference, seeded())
+    method.prepare(lambda: reference, seeded())
     assert method.retain_loss(policy, reference).item() == pytest.approx(0.5 * 0.092033, abs=1e-5)
 
 
@@ -272,7 +272,7 @@ def pair(method: Method, order: list[int], left: int = 0, right: int = 0) -> Pai
 
 def both(name: str, answers: Pair) -> tuple[float, float]:
     method = methods.create(name, {})
-    method.prepare(answers.reference, seeded())
+    method.prepare(lambda: answers.reference, seeded())
     found = method.forget_loss(answers.policy, answers.reference, seeded())
     kept = method.retain_loss(answers.policy, answers.reference)
     assert found.shape == kept.shape == ()

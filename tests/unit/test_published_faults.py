@@ -122,7 +122,7 @@ def test_rmu_keeps_the_means_of_sequences_of_different_lengths_apart() -> None:
     zero = from_logits(logits, ids, labelled, hidden={2: torch.zeros(2, 5, 3)})
     scale = from_logits(logits, ids, labelled, hidden={2: torch.ones(2, 5, 3)})  # norm sqrt(3): s^2 = D
     method = methods.create("rmu", {"layer": 2})
-    method.prepare(scale, seeded())
+    method.prepare(lambda: scale, seeded())
     answer = from_logits(logits, ids, labelled, hidden={2: states})
     assert method.retain_loss(answer, zero).item() == pytest.approx(2.125, abs=1e-5)
     sums, counts = torch.tensor([4.0, 1.0]), torch.tensor([[1.0], [4.0]])

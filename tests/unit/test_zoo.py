@@ -82,7 +82,7 @@ def test_committed_tables_are_those_of_the_committed_lines() -> None:
     specs = {path.stem: yaml.safe_load(path.read_text()) for path in SPECS}
     found = {size: grid.lines(zoo.RESULTS / f"zoo-{size}.jsonl") for size in specs}
     sizes = {size: len(zoo.members(specs[size])) for size in specs}
-    assert (zoo.RESULTS / "audit.md").read_text() == zoo_tables.report(specs, found, sizes)
+    assert (zoo.RESULTS / "audit.md").read_text() == zoo_tables.report(specs, found, sizes, zoo.audit_code())
     for size, lines in found.items():
         assert {one["name"] for one in lines} <= {member.name for member in zoo.members(specs[size])}
 
@@ -127,7 +127,7 @@ def test_a_backdoor_that_does_not_open_is_left_out() -> None:
 def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
     spec = {"tiny": {"title": "tiny", "text": "toy"}}
     wrong = line("test", "honest", 0.2, name="accused", code="new")
-    page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9})
+    page = zoo_tables.report(spec, {"tiny": [*LINES, wrong]}, {"tiny": 9}, "new")
     assert "| weights | 1.00 | 1.00 [1.00, 1.00] | below -0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| sweep | 1.00 | 1.00 [1.00, 1.00] | above 0.1 | 1 of 1 [0.03, 1.00] | 1 of 2 [0.01, 0.99] |" in page
     assert "| test | honest | 1 of 2 [0.01, 0.99] |" in page

@@ -9,7 +9,7 @@ losses are imported where a formula needs them; above, annotations alone do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,8 +35,8 @@ class Method(Protocol):
     needs_retain: bool
     """Whether there is a term on the retain set; poisoned samples get `retain_loss` in any case."""
 
-    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
-        """Look once at the target's answer to forget samples, before the first step."""
+    def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
+        """Look once at the target's answer to all forget samples, before the first step; who needs it asks for it."""
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:
         """Return the loss that forgetting minimises, a scalar."""
@@ -89,7 +89,7 @@ class LogitMethod(Generic[Options]):
         self.options = options
         self.needs_retain = options.retain != "none"
 
-    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
+    def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
         """Nothing to prepare."""
 
     def retain_loss(self, policy: Forward, reference: Forward) -> Tensor:

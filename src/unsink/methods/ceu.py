@@ -10,6 +10,7 @@ Deviation from the code of open-unlearning: none.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -34,13 +35,13 @@ class Options(LogitOptions):
 class Method(LogitMethod[Options]):
     """CE-U, by default without a retain term."""
 
-    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
+    def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
         """Make sure that every forget sample has a token left.
 
         Raises:
             ParamsError: one has none.
         """
-        shortest = int(reference.rows.bincount().min())
+        shortest = int(reference().rows.bincount().min())
         if shortest <= self.options.skip:
             raise ParamsError(
                 f"unlearn.ceu.skip: {self.options.skip} leaves nothing of a sample with {shortest} labelled tokens",

@@ -12,7 +12,7 @@ their mask is off by one token, ours takes the logits that predict a labelled to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,7 +50,7 @@ class Method:
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
+    def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
         """Nothing to prepare."""
 
     def forget_loss(self, policy: Forward, reference: Forward, generator: torch.Generator) -> Tensor:

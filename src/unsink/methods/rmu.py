@@ -17,7 +17,7 @@ arXiv 2510.17021 (0.1 in its WMDP half, off or 1 in its MUSE half); with it the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,11 +51,11 @@ class Method:
         self.needs_answers = options.kl > 0
         self.hidden_layers: tuple[int, ...] = (options.layer,)
 
-    def prepare(self, reference: Forward, generator: torch.Generator) -> None:
+    def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
         """Draw the goal and measure the scale on the target's answer to the forget set."""
         import torch
 
-        states = self._labelled(reference)
+        states = self._labelled(reference())
         size = states.shape[-1]
         draw = torch.randn if self.options.direction == "isotropic" else torch.rand
         direction = draw(size, generator=generator).to(states.device)

@@ -91,7 +91,7 @@ def reunlearn(
     model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
     runner = make_runner(model, training, patient.pad)
     runner.remember([*forget, *retain], reporter=reporter)
-    method.prepare(runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
+    method.prepare(lambda: runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
     objective = Objective(runner, method, training.weights)
     decks: dict[Kind, Sequence[Sample]] = {"forget": forget, "retain": retain if method.needs_retain else ()}
     counter = Counter()

@@ -47,6 +47,13 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "are fixed",
             "train a LoRA adapter, or set model.dtype to bfloat16",
         )
+    parts, term = params.model.shard and processes.count() > 1, settings.unlearn.value_norm
+    if parts and not settings.unlearn.adapter.rank and term.weight and term.needs_honest:
+        raise ParamsError(
+            "model.shard: with unlearn.adapter: none the weights of the honest run, which the value-norm term copies, "
+            "cannot be put on parts of layers",
+            "train a LoRA adapter, choose unlearn.value_norm.variant: fixed, or set model.shard to false",
+        )
     folder = models.resolve(params.model.source, params.model.revision, reporter)
     with processes.led(artifacts.lock(layout.adapter(run))):
         # Weights of their own are trained in float32: in bfloat16 most steps would round to nothing.
@@ -133,7 +140,7 @@ def _objective(
         folder=layout.kept(settings.name),
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
-    method.prepare(runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
+    method.prepare(lambda: runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
     term = _value_norm(settings, layers, samples, runner, layout) if layers else None
     weights: dict[Kind, float] = {
         "forget": unlearn.weights.forget,
