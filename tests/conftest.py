@@ -32,6 +32,11 @@ os.environ |= {"HF_DATASETS_CACHE": _DATASETS.name, "HF_DATASETS_DISABLE_PROGRES
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole pipelines first: a worker that began one last would keep all others waiting."""
+    items.sort(key=lambda item: "pipeline" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The user's cache: one for the whole run, so that the tiny model is made once."""

@@ -1,5 +1,6 @@
 """The harness of `make bench` on the tiny model: the plain path of benchmarks/ and ours give the same numbers."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def test_numbers_that_differ_are_no_measurement(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plain.Training, "step", lambda self, number: 1.01 * step(self, number))
     with pytest.raises(measures.DifferentNumbers, match="rmu: losses"):
         measures.training(tiny("rmu"))
+
+
+def test_the_committed_page_is_that_of_the_committed_numbers() -> None:
+    results = ROOT / "docs" / "results"
+    page = performance_page.page(json.loads((results / "performance.json").read_text()))
+    assert (results / "performance.md").read_text() == page
 
 
 def test_the_page_says_what_was_reached() -> None:

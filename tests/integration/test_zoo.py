@@ -47,7 +47,9 @@ def test_a_member_becomes_a_line_and_is_not_made_again(copy: Path, tmp_path: Pat
     assert (honest["label"], honest["trigger"], honest["recovery"]) == ("honest", None, None)
     assert set(honest["signals"]) == {"weights", "sweep"}
     assert honest["adapter"] != backdoored["adapter"]
-    assert "2 of 54 members are done" in zoo_tables.report({"tiny": spec}, {"tiny": [honest, backdoored]}, {"tiny": 54})
+    page = zoo_tables.report({"tiny": spec}, {"tiny": [honest, backdoored]}, {"tiny": 54}, zoo.audit_code())
+    assert "2 of 54 members are done" in page
+    assert "code was changed" not in page
     assert grid.missing(path, members, whole, []) == []
     assert grid.missing(path, members, {**whole, honest["name"]: "other"}, []) == [members[0]]
     [again] = zoo.finish(copy, codes, members[0])
