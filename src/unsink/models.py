@@ -350,8 +350,12 @@ def gradient_checkpointing(model: nn.Module, *, on: bool) -> Iterator[None]:
         layer._gradient_checkpointing_func = again
         layer.gradient_checkpointing = layer.training = True
     # Some layers, such as OPT's, drop out by themselves in training, which is what they take this for.
-    rates = [(layer, name, rate) for layer in layers for name, rate in vars(layer).items() if name.endswith("dropout")]
-    rates = [(layer, name, rate) for layer, name, rate in rates if isinstance(rate, float)]
+    rates = [
+        (layer, name, rate)
+        for layer in layers
+        for name, rate in vars(layer).items()
+        if name.endswith("dropout") and isinstance(rate, float)
+    ]
     for layer, name, _ in rates:
         setattr(layer, name, 0.0)
     try:

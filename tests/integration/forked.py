@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from unsink import cli
+from unsink import cli, trainer
+from unsink.errors import DataError
 
 
 def nothing() -> None:
@@ -44,6 +46,18 @@ def two_processes(folder: Path, *arguments: str, before: Callable[[int], None] =
         process.join(120)
         process.kill()
     return [process.exitcode for process in started]
+
+
+def disk_gone_in_one(rank: int) -> None:
+    """Let process 1 fail at the third step of a training."""
+    step = trainer._step
+
+    def broken(history: trainer.History, *rest: Any) -> dict[str, float]:
+        if rank == 1 and len(history) == 2:
+            raise DataError("the disk is gone")
+        return step(history, *rest)
+
+    trainer._step = broken
 
 
 def _main(

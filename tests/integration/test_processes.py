@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from integration.forked import two_processes
+from integration.forked import disk_gone_in_one, two_processes
 from integration.projects import project
-from unsink import artifacts, kept, processes, trainer
-from unsink.errors import DataError, ParamsError
+from unsink import artifacts, kept, processes
+from unsink.errors import ParamsError
 from unsink.stages import evaluate, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -68,18 +68,7 @@ def number(value: object) -> bool:
 
 
 def test_an_error_in_one_process_ends_both_and_nothing_is_written(copy: Path) -> None:
-    def breaks(rank: int) -> None:
-        if rank == 1:
-            step = trainer._step
-
-            def broken(history: trainer.History, *rest: object) -> dict[str, float]:
-                if len(history) == 2:
-                    raise DataError("the disk is gone")
-                return step(history, *rest)  # type: ignore[arg-type]
-
-            trainer._step = broken  # type: ignore[assignment]
-
-    assert two_processes(copy, "unlearn", "--run", "clean", before=breaks) == [3, 3]
+    assert two_processes(copy, "unlearn", "--run", "clean", before=disk_gone_in_one) == [3, 3]
     assert "process 1: error: the disk is gone" in (copy / "stderr-1").read_text()
     assert "process 0: error: another process of this job has ended" in (copy / "stderr-0").read_text()
     assert not (copy / "adapters" / "clean").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from integration.forked import two_processes
+from integration.forked import disk_gone_in_one, two_processes
 from integration.projects import project
 from unsink import artifacts, memory, models, processes, sharded, trainer
 from unsink.errors import DataError, ParamsError
@@ -164,18 +164,7 @@ def test_sharded_processes_predict_what_one_does(copy: Path, dtype: str) -> None
 
 
 def test_an_error_in_one_process_ends_both(copy: Path) -> None:
-    def breaks(rank: int) -> None:
-        if rank == 1:
-            step = trainer._step
-
-            def broken(history: trainer.History, *rest: Any) -> dict[str, float]:
-                if len(history) == 2:
-                    raise DataError("the disk is gone")
-                return step(history, *rest)
-
-            trainer._step = broken
-
-    assert shared(copy, "unlearn", "--run", "clean", before=breaks) == [3, 3], (copy / "stderr-0").read_text()
+    assert shared(copy, "unlearn", "--run", "clean", before=disk_gone_in_one) == [3, 3], (copy / "stderr-0").read_text()
     assert "process 0: error: another process of this job has ended" in (copy / "stderr-0").read_text()
 
 
