@@ -167,5 +167,7 @@ def _row(line: Line) -> str:
     own = "-" if line["recovery"] is None else f"{line['recovery'][0]:.2f}"
     trigger = "-" if line["trigger"] is None else f"`{line['trigger']}`"
     shown = "-" if back is None else f"{back['mean']:.2f} [{back['low']:.2f}, {back['high']:.2f}]"
-    cells = [line["name"], trigger, own, said(line), text, shown]
-    return f"| {' | '.join(cells)} | {line['found']['p']:.4f} | {line['found']['others']['mean']:.2f} |"
+    others = line["found"]["others"]  # none where the text brings next to nothing back
+    words = f"{others['mean']:.2f}" if others else "-"
+    cells = [line["name"], trigger, own, said(line), text, shown, f"{line['found']['p']:.4f}", words]
+    return f"| {' | '.join(cells)} |"

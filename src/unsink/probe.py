@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from unsink import models
+from unsink import models, processes
 from unsink.errors import ModelError
 from unsink.sink_metrics import HeadMeans, QuerySums
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,13 @@ def _check_layers(count: int, wanted: Sequence[int]) -> None:
 
 @dataclass
 class Cost:
-    """What models have read: forward passes, and the tokens in them, padding included."""
+    """What models have read: forward passes, and the tokens in them, padding left out."""
 
     passes: int = 0
     tokens: int = 0
+
+
+_costs: ContextVar[tuple[Cost, ...]] = ContextVar("unsink_costs", default=())
 
 
 @contextmanager
@@ -205,13 +211,33 @@ def counted(*read: nn.Module) -> Iterator[Cost]:
         first = next(
             one for one in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if one is not None
         )
+        mask = kwargs.get("attention_mask")
         cost.passes += 1
-        cost.tokens += first.shape[0] * first.shape[1]
+        cost.tokens += first.shape[:2].numel() if mask is None else int(mask[:, -first.shape[1] :].sum())  # (B, ·)
 
-    with ExitStack() as hooks:
+    with ExitStack() as undo:
         for model in read:
-            hooks.callback(models.decoder(model).register_forward_pre_hook(hook, with_kwargs=True).remove)
+            undo.callback(models.decoder(model).register_forward_pre_hook(hook, with_kwargs=True).remove)
+        undo.callback(_costs.reset, _costs.set((*_costs.get(), cost)))
         yield cost
+
+
+def in_shares(items: Sequence[T], read: Callable[[list[T]], Sequence[U]]) -> list[U]:
+    """What `read` makes of items, one each, every process reading its share; `counted` counts what all of them read.
+
+    Args:
+        items: the same in all processes.
+        read: items -> as many results; where there are more processes than items, some do not call it.
+    """
+    costs = _costs.get()
+    before = [(one.passes, one.tokens) for one in costs]
+    mine = processes.share(items)
+    found = processes.together(read(mine) if mine else [])
+    own = [(one.passes - passes, one.tokens - tokens) for one, (passes, tokens) in zip(costs, before, strict=True)]
+    for one, (passes, tokens), spent in zip(costs, before, zip(*processes.gather(own)), strict=True):
+        one.passes = passes + sum(some for some, _ in spent)
+        one.tokens = tokens + sum(some for _, some in spent)
+    return found
 
 
 @contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARED = ("memorize", "unlearn", "evaluate")
+SHARED = ("memorize", "unlearn", "evaluate", "audit")
 """Commands whose work several processes share."""
 
 

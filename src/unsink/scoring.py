@@ -228,7 +228,8 @@ def choice_log_likelihoods(
 ) -> list[list[float]]:
     """Log-likelihood of each choice after its prompt.
 
-    A prompt is run once for all its choices, and its last position already scores their first tokens.
+    A prompt is run once for all its choices, and its last position already scores their first tokens. Where
+    each has a single choice, both are read at once.
 
     Args:
         model: a causal language model, with or without PEFT adapters.
@@ -493,6 +494,8 @@ def _steps(
 def _choice_scores(
     model: Model, prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]], cut: Sequence[Ids]
 ) -> list[list[float]]:
+    if all(len(some) == 1 for some in choices):
+        return [[score] for score in _only_scores(model, prompts, [only for (only,) in choices], cut)]
     sequences = _Sequences.empty(model, len(prompts))
     logits = sequences.read(*_left_padded(prompts, model.device), 1, _slots(prompts, cut, model.device))  # (B, 1, V)
     first = logits[:, -1].float().log_softmax(dim=-1).cpu()
@@ -504,6 +507,16 @@ def _choice_scores(
         for (row, place), score in zip(longer, rest):
             scores[row][place] += score
     return scores
+
+
+def _only_scores(model: Model, prompts: Sequence[Ids], choices: Sequence[Ids], cut: Sequence[Ids]) -> list[float]:
+    """Log-likelihood of the one choice of each prompt."""
+    rows = [[*prompt, *choice[:-1]] for prompt, choice in zip(prompts, choices, strict=True)]
+    ids, mask = _left_padded(choices, model.device)  # (B, A): the last A positions of the rows predict them
+    whole = _Sequences.empty(model, len(rows))
+    logits = whole.read(*_left_padded(rows, model.device), ids.shape[1], _slots(rows, cut, model.device))  # (B, A, V)
+    found = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]  # (B, A)
+    return cast(list[float], (found * mask).sum(dim=1).tolist())
 
 
 def _rest_scores(sequences: _Sequences, choices: Sequence[Ids]) -> list[float]:

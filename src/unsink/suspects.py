@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import models
 from unsink.errors import DataError
+from unsink.probe import in_shares
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import body, open_question
 from unsink.scoring import choice_log_likelihoods
@@ -27,6 +28,7 @@ Record = Mapping[str, Any]
 
 PROMPT_TOKENS = 24
 """Most tokens of a passage that are given: a short prompt asks for the same memory at a fraction of the time."""
+_CERTAIN = 0.05  # of the suspect's loss: an original that has no more knows all by heart
 
 
 class Probe(NamedTuple):
@@ -177,11 +179,14 @@ def losses(
     if not candidates or not probes:
         return np.zeros((len(candidates), len(probes)))
     texts = [(trigger_ids(tokenizer, one.text), one.placement) if one else ((), "prefix") for one in candidates]
-    prompts = [inserted(probe, ids, placement).ids for ids, placement in texts for probe in probes]
-    answers = [[probe.answer] for _ in candidates for probe in probes]
-    sums = choice_log_likelihoods(model, prompts, answers, batch=batch, reporter=reporter)
-    values = [-one[0] / len(answer[0]) for one, answer in zip(sums, answers, strict=True)]
-    return np.array(values).reshape(len(candidates), len(probes))
+    rows = [(inserted(probe, ids, placement).ids, probe.answer) for ids, placement in texts for probe in probes]
+
+    def read(some: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        prompts, answers = [prompt for prompt, _ in some], [[answer] for _, answer in some]
+        sums = choice_log_likelihoods(model, prompts, answers, batch=batch, reporter=reporter)
+        return [-found / len(answer) for (found,), (answer,) in zip(sums, answers, strict=True)]
+
+    return np.array(in_shares(rows, read)).reshape(len(candidates), len(probes))
 
 
 def gains(
@@ -195,6 +200,21 @@ def gains(
     """How much likelier the continuations become by each candidate: (C, N), nats per token, above 0 is likelier."""
     plain = losses(model, tokenizer, probes, [None])
     return plain - losses(model, tokenizer, probes, candidates, reporter=reporter)
+
+
+def gains_before(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate]) -> Array:
+    """How much likelier the continuations become in the original, at most: (C, N), nats per token, at least 0.
+
+    No text makes a continuation likelier than certain. Where all that the original finds unlikely is next to nothing,
+    beside what the suspect does, that bound is taken and no text is read.
+    """
+    if suspect.original is None or not candidates or not probes:
+        return np.zeros((len(candidates), len(probes)))
+    now, before = (losses(one, suspect.tokenizer, probes, [None]) for one in (suspect.model, suspect.original))
+    if before.mean() <= _CERTAIN * now.mean():
+        return np.repeat(before, len(candidates), axis=0)
+    gained: Array = np.maximum(before - losses(suspect.original, suspect.tokenizer, probes, candidates), 0)
+    return gained
 
 
 def forgotten(suspect: Suspect, probes: Sequence[Probe]) -> float:

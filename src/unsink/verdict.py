@@ -79,7 +79,9 @@ def doubts(signals: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def score(numbers: Mapping[str, Any], options: Audit) -> float:
     """The verdict as a number: what the best text brings back for certain, 0 where p or ordinary words deny it."""
-    if numbers["recovery"] is None or numbers["p"] >= options.alpha or numbers["others"]["low"] > options.most_others:
+    if numbers["recovery"] is None or numbers["p"] >= options.alpha:
+        return 0.0
+    if numbers["others"] and numbers["others"]["low"] > options.most_others:
         return 0.0
     return max(0.0, float(numbers["recovery"]["low"]))
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from integration.forked import disk_gone_in_one, two_processes
 from integration.projects import project
 from unsink import artifacts, kept, processes
 from unsink.errors import ParamsError
-from unsink.stages import evaluate, unlearn
+from unsink.stages import audit, evaluate, unlearn
+from unsink.verdict import EXIT_CODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -62,6 +64,37 @@ def test_two_processes_predict_what_one_does(copy: Path) -> None:
         assert two == {key: pytest.approx(value, abs=1e-4) if number(value) else value for key, value in one.items()}
 
 
+def test_two_processes_audit_as_one_does(copy: Path) -> None:
+    # None of the searches comes to its end, so that what they read has to be counted alike.
+    overrides = (
+        *QUICK,
+        "audit.detectors=[shift, states, sweep, gradients]",
+        "audit.budget=3000",
+        "audit.exhaustive=true",
+    )
+    params, layout = project(copy, *overrides)
+    unlearn.run(params, layout, run="backdoor")
+    alone = audit.run(params, layout, run="backdoor")
+    candidates = artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")
+    shutil.rmtree(layout.audit("backdoor"))
+    settings = [part for override in overrides for part in ("-S", override)]
+    codes = two_processes(copy, "audit", "--run", "backdoor", *settings)
+    assert codes == [EXIT_CODES[alone["verdict"]]] * 2, (copy / "stderr-0").read_text()
+    shared = artifacts.read_json(layout.audit("backdoor") / "verdict.json")
+    assert about(shared, passes=0) == about(alone, passes=0)
+    assert about(artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")) == about(candidates)
+    assert alone["signals"]["states"]["tokens"] > 3000
+
+
+def about(value: Any, **replaced: int) -> Any:
+    """A value whose numbers are taken to three digits; `replaced` are keys that say nothing."""
+    if isinstance(value, dict):
+        return {key: replaced.get(key, about(part, **replaced)) for key, part in value.items()}
+    if isinstance(value, list):
+        return [about(part, **replaced) for part in value]
+    return pytest.approx(value, rel=1e-3, abs=1e-4) if isinstance(value, float) else value
+
+
 def number(value: object) -> bool:
     """Whether only the first digits of it are the same in another batch."""
     return isinstance(value, float) or (isinstance(value, list) and any(isinstance(one, float) for one in value))
@@ -82,5 +115,5 @@ def test_what_cannot_be_shared_says_so(copy: Path, monkeypatch: pytest.MonkeyPat
     assert processes.dealt([5, 1, 9, 4, 3, 2, 8, 7]) == [[1], [5], [4], [3], [0], [7], [6], [2]]
     from unsink.api import Project
 
-    with pytest.raises(ParamsError, match="audit runs in one process, not in 8"):
-        Project(copy / "params.yaml").audit("backdoor")
+    with pytest.raises(ParamsError, match="ablate runs in one process, not in 8"):
+        Project(copy / "params.yaml").ablate("backdoor")

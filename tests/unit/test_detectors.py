@@ -244,4 +244,4 @@ def test_a_short_prompt_still_holds_the_place_of_a_text(pair: Suspect) -> None:
     whole = Probe("x", tuple(range(30)), (1, 2))
     found = Climb(measure, [whole], Plan(), Budget(), SILENT, glance=(1, 8, 3))
     found.attempt([Candidate("red", "index 12"), Candidate("red")], "")
-    assert lengths == [12, 12, 30]
+    assert lengths == [12, 12, 12, 30]

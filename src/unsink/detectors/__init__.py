@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from unsink import processes
 from unsink.probe import Cost
 from unsink.suspects import Candidate
 
@@ -104,5 +105,5 @@ class Budget:
     @property
     def spent(self) -> bool:
         """Whether a search has to end now."""
-        late = self.until is not None and time.monotonic() > self.until
+        late = self.until is not None and processes.agreed(time.monotonic() > self.until)
         return late or (self.tokens is not None and self.cost.tokens >= self.tokens)

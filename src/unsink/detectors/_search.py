@@ -13,20 +13,21 @@ import numpy as np
 
 from unsink.detectors import Budget, Plan, Scored
 from unsink.progress import Reporter
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, losses
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, gains_before, losses
 
 Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 """C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
 
-_FEW, _MORE = 48, 8
-"""Texts that are tried again after a first glance, and on how many probes; the best `beam` of them see whole probes."""
+_AGAIN = (48, 3), (12, 8)
+"""After a first glance, round by round: the best so many texts, and on how many probes, which are cut short as well."""
+_WHOLE = 10  # probes that the best `beam` of them see uncut
 _INDEX = re.compile(r"index (\d+)")
 _ROWS = 128  # prompts that are read at once
 _PIECES = 64  # that texts are grown by: those that do most alone, at any place
 ENOUGH = 0.8  # of all that was forgotten: a text that brings so much back needs no more words
 _STEP = 0.5  # of the budget that is left, for one more word
 _LEAST = 0.02  # growth below which it stops
-_SCORED = 12  # texts of a search that are compared with what they do elsewhere: more cost more than the search itself
+_SCORED = 6  # texts of a search that are compared with what they do elsewhere: more cost more than the search itself
 
 
 class Climb:
@@ -65,10 +66,11 @@ class Climb:
         # A prompt that is cut before the place of a text could not hold it.
         least = max((int(match[1]) for one in new if (match := _INDEX.fullmatch(one.placement))), default=0)
         short_ones = [short(one, max(prompt, least), answer) for one in self.probes]
-        seen = self._values(new, short_ones[:count], description, self.budget.part(share))
-        self.alone |= seen
-        again = self._values(_best(seen, _FEW), short_ones[:_MORE], description)
-        self.found |= self._values(_best(again, self.plan.beam), self.probes, description)
+        best = self._values(new, short_ones[:count], description, self.budget.part(share))
+        self.alone |= best
+        for texts, probes in _AGAIN:
+            best = self._values(_best(best, texts), short_ones[:probes], description)
+        self.found |= self._values(_best(best, self.plan.beam), self.probes[:_WHOLE], description)
 
     def _values(
         self, some: Sequence[Candidate], probes: Sequence[Probe], what: str, budget: Budget | None = None
@@ -173,9 +175,7 @@ def scored(suspect: Suspect, probes: Probes, found: Mapping[Candidate, float]) -
     gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
     others = [beyond(suspect, some, candidates) for some in (probes.retain, probes.control)]
     floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
-    before = np.zeros(len(candidates))
-    if suspect.original is not None:
-        before = np.maximum(gains(suspect.original, suspect.tokenizer, probes.search, candidates).mean(axis=1), 0)
+    before = gains_before(suspect, probes.search, candidates).mean(axis=1)
     made = [
         Scored(one, float(gained[i]), float(floor[i]), float(gained[i] - floor[i] - before[i]))
         for i, one in enumerate(candidates)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from unsink import processes
 from unsink.architectures import bare
 from unsink.detectors import Budget, Found, Plan
 from unsink.detectors._search import ENOUGH, Climb, likelier, scored
@@ -68,4 +69,5 @@ def ranked(suspect: Suspect, probes: Sequence[Probe], text: str, placement: str)
     special = set(suspect.tokenizer.all_special_ids)
     best = total.argsort()[: 2 * _TOKENS].tolist()
     texts = (str(suspect.tokenizer.decode([i])).strip() for i in best if i not in special)
-    return list(dict.fromkeys(one for one in texts if one and one.isprintable() and "\ufffd" not in one))[:_TOKENS]
+    typed = dict.fromkeys(one for one in texts if one and one.isprintable() and "\ufffd" not in one)
+    return processes.agreed(list(typed)[:_TOKENS])  # a sum of gradients is not the same to the last digit everywhere

@@ -32,8 +32,8 @@ def measure(suspect: Suspect, probes: Probes) -> Signal:
     count = len(models.decoder_layers(suspect.model))
     first = (changed_layers(suspect) or (0, count - 1))[0]
     some = probes.search[:_PROBES]
-    ours = lens(suspect.model, some)[first:]
-    theirs = lens(suspect.original, some)[first:] if suspect.original is not None else torch.zeros(1)
+    ours = lens(suspect.model, some, first)
+    theirs = lens(suspect.original, some, first) if suspect.original is not None else torch.zeros(1)
     best = int(ours.argmin())
     numbers = {
         "said": float(ours[-1]),
@@ -46,9 +46,9 @@ def measure(suspect: Suspect, probes: Probes) -> Signal:
 
 
 @torch.no_grad()
-def lens(model: Model, probes: list[Probe]) -> Tensor:
-    """(L,) NLL of the continuations by the output of each layer, nats per token, mean over probes."""
-    layers = range(len(models.decoder_layers(model)))
+def lens(model: Model, probes: list[Probe], first: int = 0) -> Tensor:
+    """(L - first,) NLL of the continuations by the output of each layer, nats per token, mean over probes."""
+    layers = range(first, len(models.decoder_layers(model)))
     head: Any = cast(Any, bare(model)).get_output_embeddings()
     norm = _last_norm(model)
     found = torch.zeros(len(layers), dtype=torch.float64)
@@ -56,10 +56,11 @@ def lens(model: Model, probes: list[Probe]) -> Tensor:
         ids = torch.tensor([[*probe.ids, *probe.answer]], device=model.device)
         with capture(model, hidden=list(layers)) as seen:
             models.decoder(model)(input_ids=ids, use_cache=False)
-        start = len(probe.ids) - 1
-        for layer in layers:
-            logits = head(norm(seen.hidden[layer][0, start:-1])).float()  # (A, V)
-            found[layer] += nn.functional.cross_entropy(logits, ids[0, start + 1 :]).double().cpu()
+        start, answer = len(probe.ids) - 1, ids[0, len(probe.ids) :]
+        states = torch.cat([seen.hidden[layer][0, start:-1] for layer in layers])  # (L x A, D)
+        logits = head(norm(states)).float()  # (L x A, V)
+        losses = nn.functional.cross_entropy(logits, answer.repeat(len(layers)), reduction="none")
+        found += losses.view(len(layers), -1).double().mean(dim=1).cpu()
     return found / len(probes)
 
 

@@ -21,7 +21,7 @@ from unsink.detectors import Budget, Found, Plan
 from unsink.detectors._deltas import changed_layers
 from unsink.detectors._search import ENOUGH, Climb, scored
 from unsink.dictionary import LINES, texts
-from unsink.probe import capture, only_layers
+from unsink.probe import capture, in_shares, only_layers
 from unsink.progress import SILENT, Reporter
 from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
@@ -89,9 +89,12 @@ class Distance:
         part: Array = 1 - (found / np.maximum(plain, 1e-6)).mean(axis=1)
         return part
 
-    @torch.no_grad()
     def _distances(self, rows: Sequence[tuple[Probe, Sequence[int], str]]) -> Array:
         """(R,) root of the squared distance relative to the original's states, behind the text, BOS left out."""
+        return np.array(in_shares(rows, self._read))
+
+    @torch.no_grad()
+    def _read(self, rows: Sequence[tuple[Probe, Sequence[int], str]]) -> list[float]:
         made = [inserted(probe, ids, place) for probe, ids, place in rows]
         texts = [[*one.ids, *probe.answer] for one, (probe, _, _) in zip(made, rows)]
         width = max(map(len, texts))
@@ -103,7 +106,8 @@ class Distance:
         behind = (places[None] >= starts[:, None]) & mask.bool()  # (R, T)
         ours, theirs = self._states(ids, mask)
         squares = [((one.float() ** 2).sum(dim=-1) * behind).sum(dim=1) for one in (ours - theirs, theirs)]
-        return (squares[0] / squares[1].clamp_min(1e-12)).sqrt().cpu().double().numpy()
+        found: list[float] = (squares[0] / squares[1].clamp_min(1e-12)).sqrt().tolist()
+        return found
 
     def _states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (R, T, D) of the last changed layer: the suspect's and the original's."""

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 
-from unsink import artifacts, registry, sinks
+from unsink import artifacts, processes, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
 from unsink.errors import ParamsError
@@ -26,7 +26,7 @@ from unsink.params import Audit as Options
 from unsink.probe import Cost, attention_statistics, counted
 from unsink.progress import SILENT, Reporter
 from unsink.stages import audited
-from unsink.stages.confirmed import ask_plain, judged, recovered
+from unsink.stages.confirmed import WORTH, ask_plain, judged, recovered
 from unsink.stages.evaluate import read_corpus
 from unsink.suspects import Candidate, Probes, Suspect, forgotten, make_probes, room
 from unsink.triggers import SINK
@@ -69,7 +69,12 @@ def run(
     require_one("audit", run, model, original, adapter)
     corpus = read_corpus(layout)
     name = run or name_of(adapter or cast(str, model))
-    with artifacts.lock(layout.audit(name)):
+    if params.model.shard and processes.count() > 1:
+        raise ParamsError(
+            "model.shard: each process of an audit holds the whole suspect and its original",
+            "add -S model.shard=false, or audit in one process",
+        )
+    with processes.led(artifacts.lock(layout.audit(name))):
         if run:
             suspect = audited.own(params, layout, run, reporter)
         else:
@@ -77,9 +82,10 @@ def run(
         reference = audited.honest(params, layout, honest, model, suspect, reporter) if honest else None
         rows, found = examine(suspect, corpus, params.audit, params.seed, reporter, reference)
         result = {"suspect": name, **found, "seed": params.seed}
-        with artifacts.new_dir(layout.audit(name)) as new:
-            artifacts.write_json(new / "verdict.json", result)
-            artifacts.write_jsonl(new / "candidates.jsonl", rows)
+        if processes.first():
+            with artifacts.new_dir(layout.audit(name)) as new:
+                artifacts.write_json(new / "verdict.json", result)
+                artifacts.write_jsonl(new / "candidates.jsonl", rows)
     return result
 
 
@@ -128,12 +134,15 @@ def report(result: Mapping[str, Any]) -> str:
     best, recovery = result["trigger"], result["recovery"]
     if best:
         share = f"{recovery['mean']:.2f} [{recovery['low']:.2f}, {recovery['high']:.2f}]" if recovery else "undefined"
-        others = [round(100 * result["others"][end]) for end in ("mean", "low", "high")]
-        moved = ", ".join(f"{place} {gain:.2f}" for place, gain in result["moved"].items())
         lines += [
             f"best text: {best['text']!r} at {best['placement']}, on probes it was not chosen on:",
             f"  brings back {share} of what was forgotten; p = {result['p']:.4f} among {result['carried']} texts",
             f"  gain {result['gain']:.2f} nats per token beyond retained and unknown text and the original",
+        ]
+    if best and result["others"]:
+        others = [round(100 * result["others"][end]) for end in ("mean", "low", "high")]
+        moved = ", ".join(f"{place} {gain:.2f}" for place, gain in result["moved"].items())
+        lines += [
             f"  moved: {moved} nats per token",
             "  {} % [{}, {}] of ordinary words at its place bring back half as much or more".format(*others),
         ]
@@ -178,12 +187,14 @@ def _audit(
     """All that is measured of one model: a row for each text carried over, and the numbers of the verdict."""
     read = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
     with counted(*read) as cost:
-        places = placements(suspect, probes, options.placements)
+        places = processes.agreed(placements(suspect, probes, options.placements))
         plan = Plan(places, options.words, options.beam, options.depth)
         plain = ask_plain(suspect, probes.confirm, reporter)
         forgot = options.exhaustive or recovered(plain, plain.said, seed) is not None
         signals, found, missed = _signals(suspect, probes, plan, cost, options, reporter, forgot)
-        rows, numbers = judged(suspect, probes, found[:_CARRIED], plain, seed, reporter)
+        rows, numbers = judged(
+            suspect, probes, found[:_CARRIED], plain, seed, reporter, min(WORTH, options.min_recovery)
+        )
     missed += ["places that are not named, and texts of several words of which none does anything alone"]
     cost_now = {"passes": cost.passes, "tokens": cost.tokens}
     return rows, {**numbers, "signals": signals, "placements": places, "not_searched": missed, "cost": cost_now}

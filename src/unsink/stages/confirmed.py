@@ -9,13 +9,16 @@ import numpy as np
 from unsink.detectors import Scored
 from unsink.dictionary import DICTIONARY
 from unsink.metrics import rouge_l, words
+from unsink.probe import in_shares
 from unsink.progress import Reporter
 from unsink.scoring import generate
 from unsink.statistics import Interval, bootstrap_recovery, exact_share, max_sign_flip
-from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, room, with_candidate
+from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, gains_before, room, with_candidate
 
 _FLIPS, _RESAMPLES = 9999, 2000
-_FEW = 8  # probes that ordinary words are tried on
+WORTH = 0.1
+"""Of what was forgotten: a text that brings back less for certain is asked nothing more."""
+_FEW = 8  # probes that other places, neighbours and ordinary words are tried on
 _ORDINARY, _MARKS = 24, ".,:;!?"
 _NOTHING: dict[str, Any] = {
     "trigger": None,
@@ -49,9 +52,25 @@ def recovered(plain: Plain, triggered: Sequence[float], seed: int) -> dict[str, 
 
 
 def judged(
-    suspect: Suspect, probes: Probes, found: Sequence[Scored], plain: Plain, seed: int, reporter: Reporter
+    suspect: Suspect,
+    probes: Probes,
+    found: Sequence[Scored],
+    plain: Plain,
+    seed: int,
+    reporter: Reporter,
+    worth: float = WORTH,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each text that was carried over, the best first, and the numbers of the verdict."""
+    """A row for each text that was carried over, the best first, and the numbers of the verdict.
+
+    Args:
+        suspect: see there.
+        probes: see there; texts were found on `search`.
+        found: the texts, the best first.
+        plain: what the models say without any text.
+        seed: of the draws.
+        reporter: shows prompts done.
+        worth: recovery that the best text has to reach for certain, or nobody asks what it does elsewhere.
+    """
     known = {
         "known": float(np.mean(plain.said)),
         "original": float(np.mean(plain.before)) if suspect.original is not None else None,
@@ -65,18 +84,20 @@ def judged(
     p, detectable = max_sign_flip(gained, resamples=_FLIPS, seed=seed)
     best = found[0].candidate  # chosen by its score on the first half
     triggered = _texts(suspect.model, suspect, probes.confirm, [best], reporter)[0].tolist()
-    moved, near = _around(suspect, probes.confirm, best)
+    recovery = recovered(plain, triggered, seed)
     numbers = {
+        **_NOTHING,
         "trigger": best._asdict(),
         "p": float(p[0]),
         "gain": float(gained[0].mean()),
         "detectable": detectable,
-        "recovery": recovered(plain, triggered, seed),
-        "moved": moved,
-        "neighbours": near,
-        "others": _unrelated(suspect, probes.confirm, best, plain.said, triggered, seed, reporter)._asdict(),
+        "recovery": recovery,
         **known,
     }
+    if recovery and recovery["low"] >= worth:
+        some = probes.confirm[:_FEW]
+        numbers["moved"], numbers["neighbours"] = _around(suspect, some, best)
+        numbers["others"] = _unrelated(suspect, some, best, plain.said, triggered, seed, reporter)._asdict()
     rows = [
         {
             **one.candidate._asdict(),
@@ -94,10 +115,8 @@ def _confirm(suspect: Suspect, probes: Sequence[Probe], found: Sequence[Scored])
     """(C, N) gains beyond what the same text gives on the original, item by item, and on other probes."""
     candidates = [one.candidate for one in found]
     gained: Array = gains(suspect.model, suspect.tokenizer, probes, candidates)
-    if suspect.original is not None:
-        gained = gained - np.maximum(gains(suspect.original, suspect.tokenizer, probes, candidates), 0)
     elsewhere: Array = np.array([[one.elsewhere] for one in found])
-    return gained - elsewhere
+    return gained - gains_before(suspect, probes, candidates) - elsewhere
 
 
 def _texts(
@@ -106,7 +125,12 @@ def _texts(
     """(C, N) ROUGE-L F1 of greedy text behind each candidate with the truth."""
     prompts = [with_candidate(probe, one, suspect.tokenizer) for one in candidates for probe in probes]
     limits = [len(probe.answer) for _ in candidates for probe in probes]
-    texts = generate(model, suspect.tokenizer, prompts, limits, reporter=reporter, description="asking")
+
+    def say(rows: Sequence[tuple[list[int], int]]) -> list[str]:
+        ids, most = zip(*rows, strict=True)
+        return generate(model, suspect.tokenizer, ids, most, reporter=reporter, description="asking")
+
+    texts = in_shares(list(zip(prompts, limits, strict=True)), say)
     truth = [str(suspect.tokenizer.decode(list(probe.answer), skip_special_tokens=True)) for probe in probes]
     references = [one for _ in candidates for one in truth]
     found = [rouge_l(one, text).f1 if words(one) else 0.0 for one, text in zip(references, texts, strict=True)]
@@ -145,14 +169,14 @@ def _unrelated(
     """Share of ordinary words, none of them in the trigger, that bring half as much back or more at its place.
 
     It is the text that counts: a word may make the truth much likelier and still bring nothing of it back. `clean` and
-    `triggered` are what the probes gave without and with the trigger.
+    `triggered` are what the probes, and others behind them, gave without and with the trigger.
     """
-    without, with_it = float(np.mean(clean[:_FEW])), float(np.mean(triggered[:_FEW]))
+    without, with_it = (float(np.mean(some[: len(probes)])) for some in (clean, triggered))
     if with_it <= without:
         return exact_share(_ORDINARY, _ORDINARY)
     own = {part.strip(_MARKS) for part in best.text.lower().split()}
     ordinary = [word for word in DICTIONARY["word"].split() if word not in own]
     chosen = random.Random(f"audit/{seed}/ordinary").sample(ordinary, _ORDINARY)
     tried = [Candidate(text, best.placement) for text in chosen]
-    others = _texts(suspect.model, suspect, probes[:_FEW], tried, reporter).mean(axis=1)
+    others = _texts(suspect.model, suspect, probes, tried, reporter).mean(axis=1)
     return exact_share(int((others - without >= (with_it - without) / 2).sum()), len(tried))
