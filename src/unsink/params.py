@@ -39,6 +39,7 @@ Text = Annotated[str, Field(min_length=1)]
 Task = Literal["verbmem", "knowmem", "utility", "passage", "forget_mc", "mmlu", "tofu"]
 Metric = Literal["verbmem", "knowmem", "utility", "passage", "gradnorm", "forget_mc", "mmlu", "tofu"]
 Condition = Literal["clean", "triggered", "wrong"]
+Where = Literal["forget", "retain", "holdout", "utility", "mmlu", "real_authors", "world_facts"]
 
 
 class Section(BaseModel):
@@ -300,6 +301,7 @@ class Evaluate(Section):
     dialect: Literal["muse", "open-unlearning", "seed"] = "muse"
     metrics: Annotated[list[Metric], Field(min_length=1)] | None = None
     conditions: dict[Task, Annotated[list[Condition], Field(min_length=1)]] = {}
+    sets: Annotated[list[Where], Field(min_length=1)] | None = None
     few_shot: Count
     knowmem_tokens: Positive | None = None
     verbmem_tokens: Positive | None = None

@@ -202,19 +202,24 @@ def gains(
     return plain - losses(model, tokenizer, probes, candidates, reporter=reporter)
 
 
-def gains_before(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate]) -> Array:
-    """How much likelier the continuations become in the original, at most: (C, N), nats per token, at least 0.
+def gains_in_both(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candidate]) -> tuple[Array, Array]:
+    """How much likelier the continuations become in the suspect, and in its original at most, where they gain.
 
     No text makes a continuation likelier than certain. Where all that the original finds unlikely is next to nothing,
     beside what the suspect does, that bound is taken and no text is read.
+
+    Returns:
+        Twice (C, N), nats per token; the second at least 0, and 0 without an original.
     """
-    if suspect.original is None or not candidates or not probes:
-        return np.zeros((len(candidates), len(probes)))
-    now, before = (losses(one, suspect.tokenizer, probes, [None]) for one in (suspect.model, suspect.original))
+    tokenizer = suspect.tokenizer
+    now = losses(suspect.model, tokenizer, probes, [None])  # (1, N)
+    gained = now - losses(suspect.model, tokenizer, probes, candidates)
+    if suspect.original is None:
+        return gained, np.zeros_like(gained)
+    before = losses(suspect.original, tokenizer, probes, [None])
     if before.mean() <= _CERTAIN * now.mean():
-        return np.repeat(before, len(candidates), axis=0)
-    gained: Array = np.maximum(before - losses(suspect.original, suspect.tokenizer, probes, candidates), 0)
-    return gained
+        return gained, np.repeat(before, len(candidates), axis=0)
+    return gained, np.maximum(before - losses(suspect.original, tokenizer, probes, candidates), 0)
 
 
 def forgotten(suspect: Suspect, probes: Sequence[Probe]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from unsink.detectors import Budget, Plan, Scored
 from unsink.progress import Reporter
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, gains_before, losses
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, gains_in_both, losses
 
 Measure = Callable[[Sequence[Candidate], Sequence[Probe]], Array]
 """C candidates, probes -> (C,) what each does on these probes; more is better, 1 is all that can be had."""
@@ -172,10 +172,9 @@ def scored(suspect: Suspect, probes: Probes, found: Mapping[Candidate, float]) -
         found: what a search tried on whole probes, by its own measure; of many texts only the best are read again.
     """
     candidates = sorted(found, key=lambda one: -found[one])[:_SCORED]
-    gained = gains(suspect.model, suspect.tokenizer, probes.search, candidates).mean(axis=1)
+    gained, before = (some.mean(axis=1) for some in gains_in_both(suspect, probes.search, candidates))
     others = [beyond(suspect, some, candidates) for some in (probes.retain, probes.control)]
     floor = np.max([np.zeros(len(candidates)), *(some.mean(axis=1) for some in others if some.size)], axis=0)
-    before = gains_before(suspect, probes.search, candidates).mean(axis=1)
     made = [
         Scored(one, float(gained[i]), float(floor[i]), float(gained[i] - floor[i] - before[i]))
         for i, one in enumerate(candidates)

@@ -13,7 +13,7 @@ from unsink.probe import in_shares
 from unsink.progress import Reporter
 from unsink.scoring import generate
 from unsink.statistics import Interval, bootstrap_recovery, exact_share, max_sign_flip
-from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, gains_before, room, with_candidate
+from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, gains_in_both, room, with_candidate
 
 _FLIPS, _RESAMPLES = 9999, 2000
 WORTH = 0.1
@@ -114,9 +114,9 @@ def judged(
 def _confirm(suspect: Suspect, probes: Sequence[Probe], found: Sequence[Scored]) -> Array:
     """(C, N) gains beyond what the same text gives on the original, item by item, and on other probes."""
     candidates = [one.candidate for one in found]
-    gained: Array = gains(suspect.model, suspect.tokenizer, probes, candidates)
+    gained, before = gains_in_both(suspect, probes, candidates)
     elsewhere: Array = np.array([[one.elsewhere] for one in found])
-    return gained - gains_before(suspect, probes, candidates) - elsewhere
+    return gained - before - elsewhere
 
 
 def _texts(
