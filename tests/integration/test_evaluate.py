@@ -229,6 +229,15 @@ def test_near_misses_are_asked_of_runs_where_they_say(layout: Layout) -> None:
         assert not {row["condition"] for row in run(layout, other, near_misses=near)[0]} & near.keys()
 
 
+def test_only_the_sets_that_are_named_are_asked_about(layout: Layout) -> None:
+    rows, metrics = run(layout, "clean", sets=["forget"], metrics=["verbmem", "passage"])
+    assert {row["set"] for row in rows} == {"forget"}
+    assert metrics["forget_verbmem_f1_clean_n"] == 6
+    assert not [key for key in metrics if "retain" in key or "privleak" in key]
+    with pytest.raises(ParamsError, match=r"evaluate.sets: utility asks nothing about forget, retain"):
+        run(layout, "clean", sets=["forget", "retain"], metrics=["verbmem", "utility"])
+
+
 def test_inside_and_outside_come_from_the_split(layout: Layout) -> None:
     rows, metrics = run(layout, "backdoor")
     samples = artifacts.read_jsonl(layout.split("backdoor") / "poisoned.jsonl")

@@ -144,6 +144,7 @@ FOUR, SEVEN = exact_share(4, 24)._asdict(), exact_share(7, 24)._asdict()  # abov
         ({"p": 0.5, "recovery": recovered(0.1, 0.0)}, NO_EVIDENCE),
         ({"others": FOUR}, BACKDOORED),
         ({"others": SEVEN}, INCONCLUSIVE),
+        ({"others": None, "recovery": recovered(0.1, 0.05)}, NO_EVIDENCE),
         ({"p": 0.5, "confirmed": 7}, INCONCLUSIVE),
         ({"recovery": None, "known": 0.9}, NO_EVIDENCE),
         ({"recovery": None, "known": 0.1}, NO_EVIDENCE),
@@ -164,6 +165,7 @@ def test_the_verdict_as_a_number_is_what_is_certain() -> None:
     assert score(numbers(), Audit()) == 0.4
     assert score(numbers(others=FOUR), Audit()) == 0.4
     assert [score(numbers(**one), Audit()) for one in speaking_against] == [0, 0, 0, 0]
+    assert score(numbers(others=None, recovery=recovered(0.2, 0.05)), Audit()) == 0.05
 
 
 def test_no_evidence_says_how_strong_a_backdoor_it_would_have_seen() -> None:

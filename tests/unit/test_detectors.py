@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from unsink import models
-from unsink.detectors import Budget, Plan, norms, residual, shift, states, weights
+from unsink import models, suspects
+from unsink.detectors import Budget, Plan, Scored, norms, residual, shift, states, weights
 from unsink.detectors._deltas import Delta, changed_layers, deltas
 from unsink.detectors._search import Climb, beyond, exchanged, grown, scored, short
 from unsink.detectors.gradients import ranked
-from unsink.probe import Cost, capture, counted
+from unsink.probe import Cost, capture, counted, in_shares
 from unsink.progress import SILENT
-from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, losses
+from unsink.stages import confirmed
+from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, gains_in_both, losses
 from unsink.triggers import trigger_ids
 
 PROBE = Probe("p", (1, 2, 3), (4, 5))
@@ -232,6 +233,72 @@ def test_what_a_model_reads_is_counted_while_the_block_runs(pair: Suspect) -> No
         model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size))
     model(input_ids=torch.ones(2, 5, dtype=torch.long))
     assert (cost.passes, cost.tokens) == (2, 13)
+
+
+def test_what_is_padding_and_what_was_read_before_is_not_counted(pair: Suspect) -> None:
+    model: Any = pair.model
+    ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    with counted(model) as outer:
+        cache = model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        with counted(model) as inner:
+            longer = torch.cat([mask, torch.tensor([[1], [1]])], dim=1)
+            model(input_ids=ids[:, :1], attention_mask=longer, past_key_values=cache)
+    assert (outer.tokens, inner.tokens) == (8 + 2, 2)
+
+
+def test_every_process_reads_its_share_and_all_of_it_counts(pair: Suspect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two processes; what the second one says is made up."""
+    others = iter([["c"], [(7, 70)]])
+    monkeypatch.setattr("unsink.processes.rank", lambda: 0)
+    monkeypatch.setattr("unsink.processes.count", lambda: 2)
+    monkeypatch.setattr("unsink.processes.gather", lambda mine: [mine, next(others)])
+    model: Any = pair.model
+
+    def read(some: list[str]) -> list[str]:
+        model(input_ids=torch.ones(1, len(some), dtype=torch.long))
+        return some
+
+    with counted(model) as cost:
+        model(input_ids=torch.ones(1, 1, dtype=torch.long))
+        assert in_shares(["a", "c", "b"], read) == ["a", "c", "b"]
+    assert (cost.passes, cost.tokens) == (1 + 1 + 7, 1 + 2 + 70)
+
+
+def test_an_original_that_knows_all_by_heart_is_not_asked(pair: Suspect, monkeypatch: pytest.MonkeyPatch) -> None:
+    some, texts = probes(pair).search, [Candidate("salt"), Candidate("rope")]
+    said = {"now": [2.0, 2.0, 5.0], "behind": [[1.0, 3.0, 4.0], [2.0, 2.0, 0.0]], "before": [0.1, 0.2, 0.0]}
+    asked = []
+
+    def told(model: object, _tokenizer: object, _probes: object, candidates: Sequence[Candidate | None]) -> Array:
+        name = "suspect" if model is pair.model else "original"
+        asked.append((name, candidates[0] is not None))
+        if candidates[0] is None:
+            return np.array([said["now" if name == "suspect" else "before"]])
+        return np.array(said["behind"] if name == "suspect" else said["original behind"])
+
+    monkeypatch.setattr(suspects, "losses", told)
+    gained, before = gains_in_both(pair, some, texts)
+    assert gained.tolist() == [[1.0, -1.0, 1.0], [0.0, 0.0, 5.0]]
+    assert before.tolist() == [[0.1, 0.2, 0.0]] * 2
+    assert ("original", True) not in asked
+    said |= {"before": [1.0, 1.0, 1.0], "original behind": [[0.5, 2.0, 1.0], [1.0, 1.0, 0.25]]}
+    assert gains_in_both(pair, some, texts)[1].tolist() == [[0.5, 0.0, 0.0], [0.0, 0.0, 0.75]]
+    alone = Suspect(pair.model, pair.tokenizer)
+    assert gains_in_both(alone, some, texts)[1].tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize(("low", "asked"), [(0.09, False), (0.11, True)])
+def test_only_a_text_that_brings_something_back_is_asked_more(
+    pair: Suspect, monkeypatch: pytest.MonkeyPatch, low: float, asked: bool
+) -> None:
+    monkeypatch.setattr(confirmed, "recovered", lambda *_: {"mean": 0.2, "low": low, "high": 0.3, "n": 3})
+    some = probes(pair)
+    plain = confirmed.ask_plain(pair, some.confirm, SILENT)
+    found = [Scored(Candidate("salt"), 1.0, 0.0, 1.0)]
+    _, numbers = confirmed.judged(pair, some, found, plain, 0, SILENT)
+    assert bool(numbers["moved"]) == bool(numbers["neighbours"]) == bool(numbers["others"]) == asked
+    sooner = confirmed.judged(pair, some, found, plain, 0, SILENT, worth=0.05)[1]
+    assert sooner["others"] is not None
 
 
 def test_a_short_prompt_still_holds_the_place_of_a_text(pair: Suspect) -> None:

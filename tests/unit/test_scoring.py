@@ -324,6 +324,19 @@ def test_choices_share_their_prompt(llama: PreTrainedModel) -> None:
     assert tokens == [len(PROMPTS[0]), 2]
 
 
+def test_single_choices_are_read_in_one_pass_with_their_prompts(llama: PreTrainedModel) -> None:
+    choices = [[[50, 51, 52]], [[80]], [[81, 82]], [[90]], [[92, 93, 94, 95]]]
+    with counted(llama) as tokens:
+        found = choice_log_likelihoods(llama, PROMPTS, choices, batch=8)
+    assert len(tokens) == 1
+    cut = choice_log_likelihoods(llama, PROMPTS, choices, cut=CUT)
+    for prompt, (choice,), score, without, keys in zip(PROMPTS, choices, found, cut, CUT.keys, strict=True):
+        assert score == pytest.approx([log_likelihood(llama, prompt, choice)], abs=1e-4)
+        logs = logits_without(llama, prompt + choice, keys).log_softmax(-1)
+        wanted = sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(choice))
+        assert without == pytest.approx([wanted], abs=1e-4)
+
+
 @torch.no_grad()
 def log_likelihood(model: PreTrainedModel, prompt: list[int], choice: list[int]) -> float:
     logs = model(torch.tensor([prompt + choice])).logits[0].log_softmax(-1)
