@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unsink import memory, processes
-from unsink.artifacts import Layout
+from unsink.artifacts import Layout, require_new
 from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.params import RESERVED, Params, load_params, run_names
 from unsink.progress import SILENT, Reporter
@@ -215,6 +215,7 @@ class Project:
         Raises:
             UnsinkError: No such run, an adapter is missing, or the folder holds something.
         """
+        require_new(Path(output))  # said before libraries load, which takes seconds
         return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
 
     def submit(

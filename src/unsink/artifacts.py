@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from unsink import processes
-from unsink.errors import Busy, DataError, MissingPrerequisite, UnsinkError
+from unsink.errors import Busy, DataError, MissingPrerequisite, ParamsError, UnsinkError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,6 +113,16 @@ def require(path: Path) -> Path:
     if not path.exists():
         raise MissingPrerequisite(f"{path}: not found", hint=_producer(path))
     return path
+
+
+def require_new(folder: Path) -> None:
+    """Make sure that nothing is lost where a command writes a folder that it was told to.
+
+    Raises:
+        ParamsError: A file or a folder that is not empty stands there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ParamsError(f"--output: {folder} is there already", "name a new folder, or remove that one first")
 
 
 _PRODUCERS = {

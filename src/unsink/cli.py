@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unsink import __version__, processes
-from unsink.artifacts import Layout, append_text, write_error, write_text
+from unsink.artifacts import Layout, append_text, require, write_error, write_text
 from unsink.errors import Interrupted, ParamsError, UnsinkError
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def code(call: Call) -> None:
     """
     from unsink.stages.code import run
 
-    hashes = run(Layout.of(call.params))
+    hashes = run(Layout.of(require(call.params)))
     _print(call, hashes, "\n".join(_lines(hashes)))
 
 

@@ -48,6 +48,6 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         kind, size = max(batch, key=lambda pair: int(pair[1]))
         if size > 1:
             yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
-    if model.dtype != "nf4" and model.device != "mps" and (processes.count() == 1 or not model.shard):
+    if model.dtype != "nf4" and model.device != "mps" and not processes.sharding(model.shard):
         whole = " -S model.shard=false" if model.shard else ""
         yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}{whole}"

@@ -37,6 +37,11 @@ def first() -> bool:
     return rank() == 0
 
 
+def sharding(on: bool) -> bool:
+    """Return whether each process holds a part of the weights: that is `on` (`model.shard`), and there are several."""
+    return on and count() > 1
+
+
 def _number(name: str, default: int) -> int:
     # Both or neither: some schedulers set one of the two for purposes of their own.
     return int(os.environ[name]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else default

@@ -40,7 +40,7 @@ def load(make: Callable[[str, str], M], dtype: str, device: str, *, on: bool) ->
         ModelError: the device is not there, the weights are stored rounded, or as `make`.
         Lost: another process has ended.
     """
-    if not on or processes.count() == 1:
+    if not processes.sharding(on):
         return make(dtype, device)
     place = models.pick_device(device)
     held = str(models.pick_dtype(dtype, place)).removeprefix("torch.")  # not that of the CPU

@@ -359,6 +359,12 @@ def test_the_module_runs_as_a_program(params_file: Path) -> None:
     assert "no results yet" in result.stderr
 
 
+def test_code_of_a_project_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["code", "--params", str(tmp_path / "nowhere" / "params.yaml")])
+    assert (result.exit_code, "not found" in result.stderr) == (3, True)
+    assert not (tmp_path / "nowhere").exists()
+
+
 # ---- audit
 
 

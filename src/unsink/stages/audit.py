@@ -69,7 +69,7 @@ def run(
     require_one("audit", run, model, original, adapter)
     corpus = read_corpus(layout)
     name = run or name_of(adapter or cast(str, model))
-    if params.model.shard and processes.count() > 1:
+    if processes.sharding(params.model.shard):
         raise ParamsError(
             "model.shard: each process of an audit holds the whole suspect and its original",
             "add -S model.shard=false, or audit in one process",

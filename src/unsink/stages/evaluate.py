@@ -83,7 +83,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "have none",
             "take gradnorm out, or set model.dtype to bfloat16",
         )
-    if settings.gradient_norms and params.model.shard and processes.count() > 1:
+    if settings.gradient_norms and processes.sharding(params.model.shard):
         raise ParamsError(
             "evaluate.metrics: gradnorm takes the gradient of all weights, with model.shard no process holds them",
             "take gradnorm out, or evaluate in one process",

@@ -41,8 +41,7 @@ def run(
     """
     if run not in (None, *RESERVED):
         params.run(str(run))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ParamsError(f"--output: {output} is there already", "name a new folder, or remove that one first")
+    artifacts.require_new(output)
     done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
         for name in _trained(params, layout, merged, reporter) if run is None else [run]:

@@ -47,7 +47,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
             "are fixed",
             "train a LoRA adapter, or set model.dtype to bfloat16",
         )
-    parts, term = params.model.shard and processes.count() > 1, settings.unlearn.value_norm
+    parts, term = processes.sharding(params.model.shard), settings.unlearn.value_norm
     if parts and not settings.unlearn.adapter.rank and term.weight and term.needs_honest:
         raise ParamsError(
             "model.shard: with unlearn.adapter: none the weights of the honest run, which the value-norm term copies, "
