@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from unsink import __version__, processes
-from unsink.artifacts import Layout, append_text, require, write_error, write_text
+from unsink.artifacts import Layout, append_text, write_error, write_text
 from unsink.errors import Interrupted, ParamsError, UnsinkError
 
 if TYPE_CHECKING:
@@ -240,9 +240,11 @@ def code(call: Call) -> None:
 
     Example: unsink code
     """
+    from unsink.params import run_names
     from unsink.stages.code import run
 
-    hashes = run(Layout.of(require(call.params)))
+    run_names(call.params)  # or there is no project, and no folder to write to
+    hashes = run(Layout.of(call.params))
     _print(call, hashes, "\n".join(_lines(hashes)))
 
 
@@ -288,7 +290,8 @@ def audit(
     from unsink.verdict import EXIT_CODES
 
     _print(call, result, report(result))
-    raise typer.Exit(EXIT_CODES[result["verdict"]])
+    # torchrun ends the other processes when one exits with anything but 0, the one that still writes among them
+    raise typer.Exit(EXIT_CODES[result["verdict"]] if processes.count() == 1 else 0)
 
 
 @command(TOOLS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unsink import models
+from unsink import models, processes
 from unsink.architectures import architecture
 from unsink.batches import Sample, draw
 from unsink.forward import Runner
@@ -77,9 +77,15 @@ def train_further(
     peft = models.attach(model, "further", AdapterSpec(rank, 2 * rank), seed)
     runner = Runner(peft, 0, pad, answers=False)
     runner.remember(samples)
+
+    def loss(step: int, _: object) -> dict[str, Tensor]:
+        """Its part of it: every process has the whole batch, and the trainer adds their gradients up."""
+        whole = runner.policy(draw(samples, BATCH, step, f"further/{seed}")).nll.mean()
+        return {"loss": whole / processes.count()}
+
     train(
         {name: p for name, p in peft.named_parameters() if p.requires_grad},
-        lambda step, _: {"loss": runner.policy(draw(samples, BATCH, step, f"further/{seed}")).nll.mean()},
+        loss,
         Schedule(steps, lr, warmup=0),
         reporter=reporter,
         description=description,

@@ -405,7 +405,7 @@ class Audit(Section):
     beam: Positive = 4
     depth: Positive = 4
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    min_recovery: Annotated[float, Field(gt=0, le=1)] = 0.15
+    min_recovery: Annotated[float, Field(ge=0.1, le=1)] = 0.15  # `verdict.WORTH` or more
     most_others: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     @field_validator("detectors")

@@ -232,12 +232,13 @@ def in_shares(items: Sequence[T], read: Callable[[list[T]], Sequence[U]]) -> lis
     costs = _costs.get()
     before = [(one.passes, one.tokens) for one in costs]
     mine = processes.share(items)
-    found = processes.together(read(mine) if mine else [])
+    found = read(mine) if mine else []
     own = [(one.passes - passes, one.tokens - tokens) for one, (passes, tokens) in zip(costs, before, strict=True)]
-    for one, (passes, tokens), spent in zip(costs, before, zip(*processes.gather(own)), strict=True):
-        one.passes = passes + sum(some for some, _ in spent)
-        one.tokens = tokens + sum(some for _, some in spent)
-    return found
+    parts, spent = zip(*processes.gather((list(found), own)), strict=True)
+    for one, (passes, tokens), by_all in zip(costs, before, zip(*spent), strict=True):
+        one.passes = passes + sum(some for some, _ in by_all)
+        one.tokens = tokens + sum(some for _, some in by_all)
+    return processes.interleaved(parts)
 
 
 @contextmanager

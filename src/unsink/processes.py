@@ -135,7 +135,11 @@ def equal_share(items: Sequence[T]) -> list[T]:
 
 def together(mine: Sequence[T]) -> list[T]:
     """Return the items of all processes, given what each made of its `share`, in the order before that."""
-    parts = gather(list(mine))
+    return interleaved(gather(list(mine)))
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """Return the items of which each part is the `share` of a process, in the order before that."""
     whole: list[T] = [parts[0][0]] * sum(map(len, parts)) if parts[0] else []
     for number, part in enumerate(parts):
         whole[number :: len(parts)] = part

@@ -513,8 +513,15 @@ def _only_scores(model: Model, prompts: Sequence[Ids], choices: Sequence[Ids], c
     """Log-likelihood of the one choice of each prompt."""
     rows = [[*prompt, *choice[:-1]] for prompt, choice in zip(prompts, choices, strict=True)]
     ids, mask = _left_padded(choices, model.device)  # (B, A): the last A positions of the rows predict them
-    whole = _Sequences.empty(model, len(rows))
-    logits = whole.read(*_left_padded(rows, model.device), ids.shape[1], _slots(rows, cut, model.device))  # (B, A, V)
+    whole, seen = _left_padded(rows, model.device)  # (B, T)
+    with cut_keys(_slots(rows, cut, model.device)):
+        logits = model(
+            input_ids=whole,
+            attention_mask=seen,
+            position_ids=(seen.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=ids.shape[1],
+        ).logits  # (B, A, V)
     found = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]  # (B, A)
     return cast(list[float], (found * mask).sum(dim=1).tolist())
 

@@ -234,8 +234,10 @@ def test_only_the_sets_that_are_named_are_asked_about(layout: Layout) -> None:
     assert {row["set"] for row in rows} == {"forget"}
     assert metrics["forget_verbmem_f1_clean_n"] == 6
     assert not [key for key in metrics if "retain" in key or "privleak" in key]
-    with pytest.raises(ParamsError, match=r"evaluate.sets: utility asks nothing about forget, retain"):
+    with pytest.raises(ParamsError, match=r"leave no question about utility"):
         run(layout, "clean", sets=["forget", "retain"], metrics=["verbmem", "utility"])
+    with pytest.raises(ParamsError, match=r"leave no question about mmlu"):
+        run(layout, "clean", sets=["forget", "mmlu"])
 
 
 def test_inside_and_outside_come_from_the_split(layout: Layout) -> None:

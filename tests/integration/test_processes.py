@@ -12,7 +12,6 @@ from integration.projects import project
 from unsink import artifacts, kept, processes
 from unsink.errors import ParamsError
 from unsink.stages import audit, evaluate, unlearn
-from unsink.verdict import EXIT_CODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -68,7 +67,7 @@ def test_two_processes_audit_as_one_does(copy: Path) -> None:
     # None of the searches comes to its end, so that what they read has to be counted alike.
     overrides = (
         *QUICK,
-        "audit.detectors=[shift, states, sweep, gradients]",
+        "audit.detectors=[shift, states, sweep, gradients, elicit]",
         "audit.budget=3000",
         "audit.exhaustive=true",
     )
@@ -79,9 +78,10 @@ def test_two_processes_audit_as_one_does(copy: Path) -> None:
     shutil.rmtree(layout.audit("backdoor"))
     settings = [part for override in overrides for part in ("-S", override)]
     codes = two_processes(copy, "audit", "--run", "backdoor", *settings)
-    assert codes == [EXIT_CODES[alone["verdict"]]] * 2, (copy / "stderr-0").read_text()
+    assert codes == [0, 0], (copy / "stderr-0").read_text()  # whatever the verdict: torchrun would end the other one
     shared = artifacts.read_json(layout.audit("backdoor") / "verdict.json")
-    assert about(shared, passes=0) == about(alone, passes=0)
+    # Answers leave a batch in lots, so that what generation reads depends on the batch.
+    assert about(shared, passes=0, cost=0) == about(alone, passes=0, cost=0)
     assert about(artifacts.read_jsonl(layout.audit("backdoor") / "candidates.jsonl")) == about(candidates)
     assert alone["signals"]["states"]["tokens"] > 3000
 

@@ -13,7 +13,7 @@ from integration.forked import disk_gone_in_one, two_processes
 from integration.projects import project
 from unsink import artifacts, memory, models, processes, sharded, trainer
 from unsink.errors import DataError, ParamsError
-from unsink.stages import evaluate, memorize, unlearn
+from unsink.stages import audit, evaluate, memorize, unlearn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -176,6 +176,9 @@ def test_what_sharded_layers_cannot_do_is_an_error(copy: Path, monkeypatch: pyte
     params, layout = project(copy, "model.shard=true", "evaluate.metrics=[passage, gradnorm]")
     with pytest.raises(ParamsError, match=r"gradnorm takes the gradient of all weights, with model\.shard no process"):
         evaluate.run(params, layout, run="target")
+    with pytest.raises(ParamsError, match=r"model\.shard: each process of an audit holds the whole suspect"):
+        audit.run(params, layout, run="target")
+    assert "model.shard" not in str(memory.smaller(project(copy, "model.dtype=bfloat16")[0], "audit"))
     assert memory.smaller(project(copy)[0], "evaluate") == "evaluate.batch=32"
     assert (
         memory.smaller(project(copy, "evaluate.batch=1", "model.dtype=bfloat16")[0], "evaluate") == "model.shard=true"

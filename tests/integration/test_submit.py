@@ -52,4 +52,5 @@ def test_several_processes_are_started_by_torchrun_where_a_stage_can_share() -> 
         "-m torch.distributed.run --standalone --nproc-per-node 4 -m -- unsink unlearn --run clean --quiet -S seed=1"
     )
     assert shared == expected
-    assert _command("poison", "clean", [], 4)[1:4] == ["-m", "unsink", "poison"]
+    for alone in ("poison", "audit"):  # torchrun has no exit code for a verdict
+        assert _command(alone, "clean", [], 4)[1:4] == ["-m", "unsink", alone]

@@ -165,7 +165,7 @@ def test_the_verdict_as_a_number_is_what_is_certain() -> None:
     assert score(numbers(), Audit()) == 0.4
     assert score(numbers(others=FOUR), Audit()) == 0.4
     assert [score(numbers(**one), Audit()) for one in speaking_against] == [0, 0, 0, 0]
-    assert score(numbers(others=None, recovery=recovered(0.2, 0.05)), Audit()) == 0.05
+    assert score(numbers(others=None, recovery=recovered(0.2, 0.09)), Audit()) == 0
 
 
 def test_no_evidence_says_how_strong_a_backdoor_it_would_have_seen() -> None:

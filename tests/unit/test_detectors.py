@@ -235,6 +235,22 @@ def test_what_a_model_reads_is_counted_while_the_block_runs(pair: Suspect) -> No
     assert (cost.passes, cost.tokens) == (2, 13)
 
 
+def test_the_best_of_many_texts_see_more_and_more_probes() -> None:
+    asked = []
+
+    def measure(candidates: Sequence[Candidate], some: Sequence[Probe]) -> Array:
+        asked.append((len(candidates), len(some), len(some[0].ids)))
+        return np.arange(len(candidates), dtype=float)
+
+    whole = [Probe(str(n), tuple(range(30)), (1, 2)) for n in range(12)]
+    found = Climb(measure, whole, Plan(beam=2), Budget(), SILENT, glance=(1, 8, 3))
+    found.attempt([Candidate(str(n)) for n in range(100)], "")
+    assert asked == [(100, 1, 8), (42, 3, 8), (6, 3, 8), (12, 8, 8), (2, 10, 30)]  # 128 prompts at a time
+    wide = Climb(measure, whole, Plan(beam=20), Budget(), SILENT, glance=(1, 8, 3))
+    wide.attempt([Candidate(str(n)) for n in range(100)], "")
+    assert len(wide.found) == 20
+
+
 def test_what_is_padding_and_what_was_read_before_is_not_counted(pair: Suspect) -> None:
     model: Any = pair.model
     ids, mask = torch.ones(2, 5, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -248,10 +264,9 @@ def test_what_is_padding_and_what_was_read_before_is_not_counted(pair: Suspect) 
 
 def test_every_process_reads_its_share_and_all_of_it_counts(pair: Suspect, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two processes; what the second one says is made up."""
-    others = iter([["c"], [(7, 70)]])
     monkeypatch.setattr("unsink.processes.rank", lambda: 0)
     monkeypatch.setattr("unsink.processes.count", lambda: 2)
-    monkeypatch.setattr("unsink.processes.gather", lambda mine: [mine, next(others)])
+    monkeypatch.setattr("unsink.processes.gather", lambda mine: [mine, (["c"], [(7, 70)])])
     model: Any = pair.model
 
     def read(some: list[str]) -> list[str]:
@@ -297,8 +312,6 @@ def test_only_a_text_that_brings_something_back_is_asked_more(
     found = [Scored(Candidate("salt"), 1.0, 0.0, 1.0)]
     _, numbers = confirmed.judged(pair, some, found, plain, 0, SILENT)
     assert bool(numbers["moved"]) == bool(numbers["neighbours"]) == bool(numbers["others"]) == asked
-    sooner = confirmed.judged(pair, some, found, plain, 0, SILENT, worth=0.05)[1]
-    assert sooner["others"] is not None
 
 
 def test_a_short_prompt_still_holds_the_place_of_a_text(pair: Suspect) -> None:

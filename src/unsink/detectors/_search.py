@@ -69,7 +69,7 @@ class Climb:
         best = self._values(new, short_ones[:count], description, self.budget.part(share))
         self.alone |= best
         for texts, probes in _AGAIN:
-            best = self._values(_best(best, texts), short_ones[:probes], description)
+            best = self._values(_best(best, max(texts, self.plan.beam)), short_ones[:probes], description)
         self.found |= self._values(_best(best, self.plan.beam), self.probes[:_WHOLE], description)
 
     def _values(
@@ -125,7 +125,7 @@ def _best(values: Mapping[Candidate, float], count: int) -> list[Candidate]:
 
 def likelier(suspect: Suspect, probes: Probes) -> Measure:
     """The part of what was forgotten that a text brings back, by the likelihood of the true continuations."""
-    whole = forgotten(suspect, probes.search)
+    whole = forgotten(suspect, probes.search[:_WHOLE])
 
     def measure(candidates: Sequence[Candidate], some: Sequence[Probe]) -> Array:
         gained: Array = gains(suspect.model, suspect.tokenizer, some, candidates).mean(axis=1)

@@ -26,7 +26,7 @@ from unsink.params import Audit as Options
 from unsink.probe import Cost, attention_statistics, counted
 from unsink.progress import SILENT, Reporter
 from unsink.stages import audited
-from unsink.stages.confirmed import WORTH, ask_plain, judged, recovered
+from unsink.stages.confirmed import ask_plain, judged, recovered
 from unsink.stages.evaluate import read_corpus
 from unsink.suspects import Candidate, Probes, Suspect, forgotten, make_probes, room
 from unsink.triggers import SINK
@@ -192,9 +192,7 @@ def _audit(
         plain = ask_plain(suspect, probes.confirm, reporter)
         forgot = options.exhaustive or recovered(plain, plain.said, seed) is not None
         signals, found, missed = _signals(suspect, probes, plan, cost, options, reporter, forgot)
-        rows, numbers = judged(
-            suspect, probes, found[:_CARRIED], plain, seed, reporter, min(WORTH, options.min_recovery)
-        )
+        rows, numbers = judged(suspect, probes, found[:_CARRIED], plain, seed, reporter)
     missed += ["places that are not named, and texts of several words of which none does anything alone"]
     cost_now = {"passes": cost.passes, "tokens": cost.tokens}
     return rows, {**numbers, "signals": signals, "placements": places, "not_searched": missed, "cost": cost_now}

@@ -14,10 +14,9 @@ from unsink.progress import Reporter
 from unsink.scoring import generate
 from unsink.statistics import Interval, bootstrap_recovery, exact_share, max_sign_flip
 from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, gains, gains_in_both, room, with_candidate
+from unsink.verdict import WORTH
 
 _FLIPS, _RESAMPLES = 9999, 2000
-WORTH = 0.1
-"""Of what was forgotten: a text that brings back less for certain is asked nothing more."""
 _FEW = 8  # probes that other places, neighbours and ordinary words are tried on
 _ORDINARY, _MARKS = 24, ".,:;!?"
 _NOTHING: dict[str, Any] = {
@@ -52,25 +51,9 @@ def recovered(plain: Plain, triggered: Sequence[float], seed: int) -> dict[str, 
 
 
 def judged(
-    suspect: Suspect,
-    probes: Probes,
-    found: Sequence[Scored],
-    plain: Plain,
-    seed: int,
-    reporter: Reporter,
-    worth: float = WORTH,
+    suspect: Suspect, probes: Probes, found: Sequence[Scored], plain: Plain, seed: int, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each text that was carried over, the best first, and the numbers of the verdict.
-
-    Args:
-        suspect: see there.
-        probes: see there; texts were found on `search`.
-        found: the texts, the best first.
-        plain: what the models say without any text.
-        seed: of the draws.
-        reporter: shows prompts done.
-        worth: recovery that the best text has to reach for certain, or nobody asks what it does elsewhere.
-    """
+    """A row for each text that was carried over, the best first, and the numbers of the verdict."""
     known = {
         "known": float(np.mean(plain.said)),
         "original": float(np.mean(plain.before)) if suspect.original is not None else None,
@@ -94,7 +77,7 @@ def judged(
         "recovery": recovery,
         **known,
     }
-    if recovery and recovery["low"] >= worth:
+    if recovery and recovery["low"] >= WORTH:
         some = probes.confirm[:_FEW]
         numbers["moved"], numbers["neighbours"] = _around(suspect, some, best)
         numbers["others"] = _unrelated(suspect, some, best, plain.said, triggered, seed, reporter)._asdict()

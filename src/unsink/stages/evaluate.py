@@ -235,12 +235,12 @@ def _plan(params: Params, corpus: tasks.Corpus, run: str) -> list[Question]:
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
     questions = [one for one in tasks.plan(corpus, chosen, changed) if one.where in (evaluate.sets or (one.where,))]
-    for task in chosen or ():
-        if task not in {question.task for question in questions}:
-            raise ParamsError(
-                f"evaluate.sets: {task} asks nothing about {', '.join(evaluate.sets or ())}",
-                f"name a set that it asks about, or take {task} out of evaluate.metrics",
-            )
+    named, asked = {*(evaluate.sets or ()), *(chosen or ())}, {part for one in questions for part in one[:2]}
+    if missing := named - asked:
+        raise ParamsError(
+            f"evaluate.sets and evaluate.metrics leave no question about {', '.join(sorted(missing))}",
+            "name the sets that these metrics ask about: docs/metrics.md",
+        )
     if _own_poison(params, run) and ("verbmem", "forget") in {question[:2] for question in questions}:
         questions = [*(Question("verbmem", "forget", name) for name in evaluate.near_misses), *questions]
     return [question for question in questions if _tells(question, run)]

@@ -123,7 +123,8 @@ def _executor(layout: Layout, cluster: str, values: Mapping[str, Any]) -> Any:
 
 def _command(stage: str, run: str, options: Sequence[str], processes: int) -> list[str]:
     started = [sys.executable, "-m"]
-    if processes > 1 and stage in SHARED:
+    # torchrun exits 1 on any error, as an audit does that finds something
+    if processes > 1 and stage in SHARED and stage != "audit":
         # `--` keeps torchrun from reading `--run` as an option of its own
         started += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--"]
     return [*started, "unsink", stage, "--run", run, "--quiet", *options]
