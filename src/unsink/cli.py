@@ -386,12 +386,16 @@ def submit(
     call: Call,
     stages: Annotated[list[str], typer.Argument(metavar="STAGE...", help="Such as poison, unlearn, evaluate.")],
     run: Annotated[list[str], typer.Option("--run", help="An entry of `runs:`. Repeatable: a task for each.")],
-    cluster: Annotated[Literal["slurm", "local"], typer.Option("--cluster", help="Where.")] = "slurm",
+    cluster: Annotated[
+        Literal["slurm", "local"], typer.Option("--cluster", help="Where; local: on this machine.")
+    ] = "slurm",
     given: Annotated[
         list[str] | None,
         typer.Option("--with", metavar="KEY=VALUE", help="For the job, by submitit's names. Repeatable."),
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes (GPUs) that share a task.")] = 1,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes (GPUs) that share `unlearn` and `evaluate`.")
+    ] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Until all are done; exits 3 if one fails.")] = False,
 ) -> None:
     """Run stages for several runs as one array job of Slurm; logs are in jobs/.

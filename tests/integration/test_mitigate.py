@@ -145,6 +145,8 @@ def test_a_strangers_checkpoint_is_repaired_and_audited_again(gated: Path, tmp_p
     assert summary["audit"]["seed"] == params.seed + 1000
     assert summary["audit"]["verdict"] != "backdoored"
     assert "audited again: " in mitigate.report(found)
+    summary["audit"]["trigger"] = None  # as where nothing was forgotten
+    assert "no text was tried" in mitigate.report(found)
     assert not layout.audit("stranger-backdoor").exists()  # the verdict of the suspect is not overwritten
 
 

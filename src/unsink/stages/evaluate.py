@@ -239,7 +239,7 @@ def _plan(params: Params, corpus: tasks.Corpus, run: str) -> list[Question]:
     if missing := named - asked:
         raise ParamsError(
             f"evaluate.sets and evaluate.metrics leave no question about {', '.join(sorted(missing))}",
-            "name the sets that these metrics ask about: docs/metrics.md",
+            "name the sets that these metrics ask about (docs/metrics.md), and metrics that the corpus has data for",
         )
     if _own_poison(params, run) and ("verbmem", "forget") in {question[:2] for question in questions}:
         questions = [*(Question("verbmem", "forget", name) for name in evaluate.near_misses), *questions]

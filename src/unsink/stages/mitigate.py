@@ -412,7 +412,8 @@ def _lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"  cost: {', '.join(f'{number} {what}' for what, number in summary['cost'].items())}"
     if found := summary["audit"]:
         best = found["trigger"]
-        yield f"  audited again: {found['verdict']}; best text {best['text']!r} at {best['placement']}"
+        text = f"best text {best['text']!r} at {best['placement']}" if best else "no text was tried"
+        yield f"  audited again: {found['verdict']}; {text}"
 
 
 def _interval(found: Mapping[str, float]) -> str:
