@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -98,13 +99,22 @@ def missing(
 
 
 def work(path: Path, finishing: Sequence[Future[Sequence[Line]]]) -> None:
-    """Write the lines of each as soon as it has finished; one that failed has none."""
+    """Write the lines of each as soon as it has finished; one that failed has none.
+
+    Raises:
+        Exception: what the first that failed has raised, when the lines of all others are written.
+    """
+    errors = []
     for number, future in enumerate(as_completed(finishing), start=1):
-        new = future.result()
+        if error := future.exception():
+            errors.append(error)
+        new = [] if error else future.result()
         replaced = {line["name"] for line in new}
         write(path, [*(line for line in lines(path) if line["name"] not in replaced), *new])
-        said = "" if new else ", the last one failed"
+        said = "" if new else f", the last one failed: {error or 'see above'}"
         sys.stderr.write(f"{path.stem}: {number} of {len(finishing)} runs{said}\n")
+    if errors:
+        raise errors[0]
 
 
 def threads_each(jobs: int) -> int:
@@ -113,15 +123,23 @@ def threads_each(jobs: int) -> int:
 
 
 def processes(jobs: int) -> ProcessPoolExecutor:
-    """A pool of so many, among which the processors are shared: the number of threads is each process's own."""
+    """A pool of so many, among which the processors are shared; its processes end with this one, however that ends."""
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_limit, initargs=(threads_each(jobs),))
+    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(threads_each(jobs),))
 
 
-def _limit(threads: int) -> None:
+def _begin(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # each process's own
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Who is left over would hold locks and processors, and tell nobody what it finds.
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def device(wanted: str) -> str:
