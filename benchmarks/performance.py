@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from performance_page import page, table
+from performance_page import DEFAULTS, page, table
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".bench"  # as in workload.py, which is not imported here: this process stays small
@@ -74,7 +74,7 @@ def main() -> int:
     options = _arguments()
     if options.part:
         return _measure_here(json.loads(options.part))
-    common = {name: getattr(options, name) for name in ("model", "dtype", "device", "joined", "batch")}
+    common = {name: getattr(options, name) for name in DEFAULTS}
     key = json.dumps([common, options.threads])
     if options.fresh or not (KEPT / "key").exists() or (KEPT / "key").read_text() != key:
         shutil.rmtree(KEPT, ignore_errors=True)
@@ -103,11 +103,13 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--growth", action="store_true", help="measure growth, too: about half an hour more")
-    parser.add_argument("--model", default="embedded", help="model.source; default: embedded (SmolLM2)")
-    parser.add_argument("--dtype", default="auto", help="auto | float32 | bfloat16")
-    parser.add_argument("--device", default="cpu", help="cpu | cuda")
-    parser.add_argument("--joined", type=int, default=1, help="passages of the corpus in one text of the training")
-    parser.add_argument("--batch", type=int, default=6, help="samples of each kind in a step")
+    parser.add_argument("--model", default=DEFAULTS["model"], help="model.source; default: embedded (SmolLM2)")
+    parser.add_argument("--dtype", default=DEFAULTS["dtype"], help="auto | float32 | bfloat16")
+    parser.add_argument("--device", default=DEFAULTS["device"], help="cpu | cuda")
+    parser.add_argument(
+        "--joined", type=int, default=DEFAULTS["joined"], help="passages of the corpus in one text of the training"
+    )
+    parser.add_argument("--batch", type=int, default=DEFAULTS["batch"], help="samples of each kind in a step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page; default: docs/results")
     parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted call has measured")

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 Numbers = dict[str, Any]
 
+DEFAULTS: Numbers = {"model": "embedded", "dtype": "auto", "device": "cpu", "joined": 1, "batch": 6}
+"""Options of performance.py that make its workload."""
 STEPS, SAMPLES = 120, 306
 """Of a run with the parameters as they come; what we compute once per sample is shared out over the steps."""
 
@@ -36,7 +38,7 @@ HEAD: Row = ("what", "plain", "ours", "ratio", "target", "reached")
 
 def rows(result: Numbers) -> list[Row]:
     """What was measured, a line each."""
-    parts, gpu = result["parts"], result["machine"]["device"] != "cpu"
+    parts, gpu = result["parts"], _on_gpu(result)
     found = []
     for name in ("npo", "rmu", "evaluation"):
         part = parts[name]
@@ -60,6 +62,10 @@ def rows(result: Numbers) -> list[Row]:
     return found
 
 
+def _on_gpu(result: Numbers) -> bool:
+    return bool(result["machine"]["device"] != "cpu")
+
+
 def table(result: Numbers) -> str:
     """The rows for a terminal."""
     lines = [HEAD, *rows(result)]
@@ -73,7 +79,7 @@ def page(result: Numbers) -> str:
 
 
 def _page(result: Numbers) -> Iterator[str]:
-    parts, machine = result["parts"], result["machine"]
+    parts, machine, gpu = result["parts"], result["machine"], _on_gpu(result)
     yield "# Speed and memory"
     yield ""
     yield f"Made by `{_command(result['workload'])}` from `performance.json` beside it, not by hand."
@@ -83,7 +89,7 @@ def _page(result: Numbers) -> Iterator[str]:
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores with {known}; "
         f"numbers of type {machine['dtype']}. Model: `{result['workload']['model']}`."
     )
-    if machine["device"] == "cpu":
+    if not gpu:
         yield "What was measured on a GPU, with a larger model and more tokens in a step: [scale](../scale.md#one-gpu)."
     yield ""
     yield "| " + " | ".join(HEAD) + " |"
@@ -91,15 +97,14 @@ def _page(result: Numbers) -> Iterator[str]:
     for row in rows(result):
         yield "| " + " | ".join(row) + " |"
     yield ""
-    yield from _explained(parts, gpu=machine["device"] != "cpu")
+    yield from _explained(parts, gpu)
     if any(name.startswith("growth") for name in parts):
         yield from _growth(parts)
 
 
 def _command(workload: Numbers) -> str:
     """What was typed; options that were left alone are left out."""
-    alone = {"model": "embedded", "dtype": "auto", "device": "cpu", "joined": 1, "batch": 6}
-    options = [f"--{name} {value}" for name, value in workload.items() if value != alone[name]]
+    options = [f"--{name} {value}" for name, value in workload.items() if value != DEFAULTS[name]]
     return " ".join(["python benchmarks/performance.py", *options])
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import yaml
 import zoo
 from grid import Cell, Line, lines, missing, names, processes, recipe, work
-from project import make, repro
 from repair_tables import report
 from zoo_tables import counted
 
@@ -47,7 +46,8 @@ def jobs(spec: Mapping[str, Any], params: Mapping[str, Any], grid: list[Cell], f
         by_method.setdefault(one.labels["method"], []).extend([one] if one.name in working else [])
     made = []
     for member in (one for turn in itertools.zip_longest(*by_method.values()) for one in turn if one):
-        for (name, _), (repair, overrides) in zip(names(member, spec["repairs"]).items(), spec["repairs"].items()):
+        for repair, overrides in spec["repairs"].items():
+            [name] = names(member, [repair])
             cell = member._replace(name=name, labels={**member.labels, "repair": repair})
             made.append(Job(cell, member, merged(params, {**ASKED, "mitigate": overrides})))
     return made
@@ -74,8 +74,9 @@ def finish(folder: Path, codes: Mapping[str, str], job: Job) -> list[Line]:
     params.write_text(yaml.safe_dump(job.params))
     start = time.monotonic()
     layout = Layout(folder)
-    done = mitigate.run(load_params(params), layout, run=job.member.name)
+    loaded = load_params(params)
     params.unlink()
+    done = mitigate.run(loaded, layout, run=job.member.name)
     [summary] = (one for one in done.values() if isinstance(one, dict))
     line = {
         "name": job.cell.name,
@@ -100,21 +101,18 @@ def _rounded(numbers: Mapping[str, Mapping[str, float]]) -> dict[str, list[float
 
 def build(size: str, only: list[str], at_once: int) -> None:
     """Do what is missing."""
-    spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
+    spec = zoo.spec_of(size)
     grid = zoo.members(spec)
     params = zoo.project_params(spec, grid)
     made = {one: run for one, (_, run) in zoo.recipes(params, grid).items()}
     path = zoo.RESULTS / f"repairs-{size}.jsonl"
-    everything = jobs(spec, params, grid, lines(zoo.RESULTS / f"zoo-{size}.jsonl"))
+    everything = jobs(spec, params, grid, lines(zoo.path_of(size)))
     codes = {job.cell.name: recipe(zoo.measuring(job.params), job.cell, (*zoo.USED, "mitigate")) for job in everything}
     wanted = {cell.name for cell in missing(path, [job.cell for job in everything], codes, only)}
     todo = [job for job in everything if job.cell.name in wanted]
     if not todo:
         return
-    folder = zoo.ROOT / "zoo" / "projects" / size
-    make(folder, params)
-    if repro(folder, ["evaluate-target", "sink-probe-target"]):
-        raise SystemExit(f"{size}: the target was not made")
+    folder = zoo.make_target(size, params)
     with processes(at_once) as pool:
         needed = sorted({job.member.name for job in todo})  # first, because several repairs are done to each
         for member in [pool.submit(zoo.make_run, folder, one, made[one]) for one in needed]:
@@ -124,8 +122,7 @@ def build(size: str, only: list[str], at_once: int) -> None:
 
 def main() -> None:
     """Do what is missing of a zoo's repairs, then write the tables."""
-    specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in zoo.SIZES}
-    specs = {size: spec for size, spec in specs.items() if "repairs" in spec}
+    specs = {size: spec for size in zoo.SIZES if "repairs" in (spec := zoo.spec_of(size))}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("size", choices=sorted(specs))
     parser.add_argument("--only", nargs="+", default=[], help="names or labels; repairs without any are not done")
@@ -140,7 +137,7 @@ def main() -> None:
 def page(specs: Mapping[str, Any]) -> str:
     """The page of what there is."""
     found = {size: lines(zoo.RESULTS / f"repairs-{size}.jsonl") for size in specs}
-    members = {size: counted(lines(zoo.RESULTS / f"zoo-{size}.jsonl"), "test")[1] for size in specs}
+    members = {size: counted(lines(zoo.path_of(size)), "test")[1] for size in specs}
     return report(specs, found, {size: len(some) for size, some in members.items()})
 
 

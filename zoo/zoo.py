@@ -40,6 +40,34 @@ USED = (*EVALUATION, "audit")
 SIZES = sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
 
 
+def spec_of(size: str) -> dict[str, Any]:
+    """What `zoo/<size>.yaml` says."""
+    spec: dict[str, Any] = yaml.safe_load((ROOT / "zoo" / f"{size}.yaml").read_text())
+    return spec
+
+
+def path_of(size: str) -> Path:
+    """The lines of a zoo."""
+    return RESULTS / f"zoo-{size}.jsonl"
+
+
+def folder_of(size: str) -> Path:
+    """Its project."""
+    return ROOT / "zoo" / "projects" / size
+
+
+def make_target(size: str, params: Mapping[str, Any]) -> Path:
+    """Make the project with its target, evaluated and probed; its folder.
+
+    Raises:
+        SystemExit: DVC could not, and has said why.
+    """
+    make(folder_of(size), params)
+    if repro(folder_of(size), ["evaluate-target", "sink-probe-target"]):
+        raise SystemExit(f"{size}: the target was not made")
+    return folder_of(size)
+
+
 def members(spec: Mapping[str, Any]) -> list[Cell]:
     """The cells of all grids, from each in turn, so that all kinds are there early; half and kind are labels too."""
     grids = [
@@ -158,7 +186,7 @@ def triage(size: str) -> None:
     from unsink.stages.evaluate import read_corpus
     from unsink.suspects import make_probes
 
-    folder, path = ROOT / "zoo" / "projects" / size, RESULTS / f"zoo-{size}.jsonl"
+    folder, path = folder_of(size), path_of(size)
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
     options, corpus = params.audit, read_corpus(layout)
     modules = {name: registry.load("detector", DETECTORS, name) for name in Audit().detectors}
@@ -177,20 +205,16 @@ def triage(size: str) -> None:
 
 def build(size: str, only: list[str], jobs: int, again: bool = False) -> None:
     """Make what is missing of a zoo; `again`: and audit those once more that were audited by other code."""
-    spec = yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text())
+    spec, path = spec_of(size), path_of(size)
     grid = members(spec)
     params = project_params(spec, grid)
     codes = recipes(params, grid)
-    path = RESULTS / f"zoo-{size}.jsonl"
     old = outdated(path) if again else set()
     wanted = {one: "" if one in old else whole for one, (whole, _) in codes.items()}  # no line is of the recipe ""
     todo = missing(path, grid, wanted, only)
     if not todo:
         return
-    folder = ROOT / "zoo" / "projects" / size
-    make(folder, params)
-    if repro(folder, ["evaluate-target", "sink-probe-target"]):
-        raise SystemExit(f"{size}: the target was not made")
+    folder = make_target(size, params)
     with processes(jobs) as pool:
         copied = {cell.entry["after"] for cell in todo} - {"target"}
         honest = {one: recipe(params, Cell(one, {}, 0, params["runs"][one])) for one in sorted(copied)}
@@ -217,8 +241,8 @@ def main() -> None:
         triage(arguments.size)
     elif not arguments.table:
         build(arguments.size, arguments.only, arguments.jobs, arguments.again)
-    specs = {size: yaml.safe_load((Path(__file__).parent / f"{size}.yaml").read_text()) for size in SIZES}
-    found = {size: lines(RESULTS / f"zoo-{size}.jsonl") for size in SIZES}
+    specs = {size: spec_of(size) for size in SIZES}
+    found = {size: lines(path_of(size)) for size in SIZES}
     sizes = {size: len(members(specs[size])) for size in SIZES}
     (RESULTS / "audit.md").write_text(report(specs, found, sizes, audit_code()))
 

@@ -66,16 +66,22 @@ def columns(found: Sequence[Line]) -> dict[str, Callable[[Sequence[Line]], Inter
     others = [
         name for name in passages[0] if name not in ("inside", *RECOVERY) and all(name in one for one in passages)
     ]
-    there = {
-        "inside": all(any(one["inside"] for one in line["forget"].values()) for line in found),
-        **{name: any(line[name] for line in found) for name in ASKED},
+    poisoned = all(any(one["inside"] for one in line["forget"].values()) for line in found)
+    usual = {
+        name: make
+        for name, make in COLUMNS.items()
+        if any(_has(line, name) for line in found) and (poisoned or name != "inside")
     }
-    usual = {name: make for name, make in COLUMNS.items() if there.get(name, True)}
-    asked = {
+    conditions = {
         name: lambda some, name=name: over_seeds(some, lambda line: outside(line, [name]), column_mean)
         for name in others
     }
-    return {**usual, **asked}
+    return {**usual, **conditions}
+
+
+def _has(line: Line, column: str) -> bool:
+    """Whether a line has what a column is of: not all runs are asked about retain passages and utility."""
+    return column not in ASKED or bool(line[column])
 
 
 def table(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
@@ -85,8 +91,9 @@ def table(spec: Mapping[str, Any], found: Sequence[Line]) -> str:
     for labels in itertools.product(*(spec["axes"][axis] for axis in axes)):
         some = [line for line in found if tuple(line[axis] for axis in axes) == labels]
         if some:
-            unasked = {name for name in ASKED if not all(line[name] for line in some)}
-            values = ["-" if name in unasked else _cell(make(some)) for name, make in shown.items()]
+            values = [
+                _cell(make(some)) if all(_has(line, name) for line in some) else "-" for name, make in shown.items()
+            ]
             text.append(f"| {' | '.join([*map(str, labels), str(len(some)), *values])} |")
     return "\n".join(text) + "\n"
 

@@ -207,20 +207,21 @@ def measured(claim: str, spec: Mapping[str, Any]) -> list[Line]:
 
 
 def report(claim: str, spec: Mapping[str, Any]) -> None:
-    """Write `<claim>.md` of what was measured."""
+    """Write `<claim>.md` of what was measured; where that is nothing yet, there is no page."""
     all_of, found = planned(spec), measured(claim, spec)
-    missing = len(all_of) - len(found)
+    if not found:
+        return
+    left = len(all_of) - len(found)
+    figures.save(figure(spec, found), RESULTS / "figures" / claim)
     parts = [
         f"# {spec['title']}",
         spec["text"].strip(),
         f"`python docs/results/claims.py {claim}`; {_work(found)}"
-        + (f"; {missing} runs of the grid are not done yet" if missing else ""),
+        + (f"; {left} runs of the grid are not done yet" if left else ""),
+        f"![Recovery of each variant](figures/{claim}.svg)",
         contrasts(spec, found).strip(),
         table(spec, found).strip(),
     ]
-    if found:
-        figures.save(figure(spec, found), RESULTS / "figures" / claim)
-        parts.insert(3, f"![Recovery of each variant](figures/{claim}.svg)")
     (RESULTS / f"{claim}.md").write_text("\n\n".join(parts) + "\n")
 
 

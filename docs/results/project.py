@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
-PAUSE = 20
-"""Seconds before a second attempt."""
 
 
 def make(folder: Path, params: Mapping[str, Any]) -> None:
@@ -38,14 +35,10 @@ def make(folder: Path, params: Mapping[str, Any]) -> None:
 def repro(folder: Path, targets: Sequence[str] = (), threads: int | None = None) -> int:
     """Run `dvc repro` there, with the code that was copied; return its exit code.
 
-    Where it fails it is run once more: DVC gives up after seconds while another call holds its lock, as when it puts an
-    adapter into the cache. What is done is not done again.
+    It waits while another call holds DVC's lock, as when that puts an adapter into the cache: by itself DVC gives up
+    after seconds.
     """
-    failed = _run(["dvc", "repro", *targets], folder, threads)
-    if not failed:
-        return 0
-    time.sleep(PAUSE)
-    return _run(["dvc", "repro", *targets], folder, threads)
+    return _run(["dvc", "--wait-for-lock", "repro", *targets], folder, threads)
 
 
 def unsink(folder: Path, arguments: Sequence[str], threads: int | None = None) -> int:

@@ -53,6 +53,7 @@ from unsink.tokenizer import bos_ids, load_tokenizer
 __all__ = [
     "FORMATS",
     "AdapterSpec",
+    "adapted_layers",
     "adapter_folder",
     "adapter_parameters",
     "add_adapter",
@@ -384,10 +385,8 @@ class AdapterSpec(NamedTuple):
     last_layer: int | None = None
 
 
-def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftModel:
-    """Put a fresh, trainable, active adapter on a model; it changes no output until it is trained.
-
-    The matrices are drawn from `seed`; the global random state is left alone.
+def adapted_layers(model: nn.Module, spec: AdapterSpec) -> range:
+    """Return the decoder layers that an adapter is on, up to the model's last where the spec names none.
 
     Raises:
         ModelError: the layers are not there.
@@ -399,7 +398,18 @@ def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftMod
             f"adapter layers {spec.first_layer}..{last} do not fit this model, which has layers 0..{count - 1}",
             "set first_layer and last_layer within the model's layers",
         )
-    config = _config(model, spec, range(spec.first_layer, last + 1))
+    return range(spec.first_layer, last + 1)
+
+
+def attach(model: nn.Module, name: str, spec: AdapterSpec, seed: int) -> PeftModel:
+    """Put a fresh, trainable, active adapter on a model; it changes no output until it is trained.
+
+    The matrices are drawn from `seed`; the global random state is left alone.
+
+    Raises:
+        ModelError: the layers are not there.
+    """
+    config = _config(model, spec, adapted_layers(model, spec))
     config.base_model_name_or_path = identity(model) or None
     peft = _inject(model, name, config, seed)
     peft.set_adapter(name)

@@ -64,6 +64,12 @@ class Patient:
         """The padding token's id."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def plain_ids(self) -> list[int]:
+        """Ids of the tokens that are no special ones, in order."""
+        special = set(self.tokenizer.all_special_ids)
+        return [i for i in range(len(self.tokenizer)) if i not in special]
+
 
 @dataclass(frozen=True)
 class Training:

@@ -28,7 +28,8 @@ PLACES = ("prefix", "index 4", "infix", "suffix")
 
 _ROOM = 3  # tokens of a prompt that has all these places
 
-Step = Callable[[Objective, Mapping[Kind, list[Sample]], int, History], dict[str, Tensor]]
+Step = Callable[[Mapping[Kind, list[Sample]], int, History], dict[str, Tensor]]
+"""From samples of each kind, the number of the step and the rows of those before to named terms, `loss` among them."""
 
 
 def with_text(sample: Sample, text: Sequence[int], placement: str, share: float, name: str) -> Sample:
@@ -71,7 +72,7 @@ def reunlearn(
     training: Training,
     description: str,
     reporter: Reporter = SILENT,
-    step: Step | None = None,
+    steps: Callable[[Objective], Step] | None = None,
 ) -> Repaired:
     """Train a new adapter on the suspect.
 
@@ -82,7 +83,7 @@ def reunlearn(
         training: see there.
         description: what the progress bar says.
         reporter: shows it.
-        step: terms of a step; None for those of the objective.
+        steps: makes what gives the terms of each step, once, of the objective; None for the terms of that itself.
 
     Raises:
         ModelError: the adapter does not fit the model, or a loss is not finite.
@@ -104,15 +105,14 @@ def reunlearn(
         }
         for some in drawn.values():
             counter.count(some)
-        return step(objective, drawn, number, history) if step else plain(objective, drawn, number, history)
+        return step(drawn, number, history)
 
-    def plain(
-        objective: Objective, drawn: Mapping[Kind, list[Sample]], number: int, history: History
-    ) -> dict[str, Tensor]:
+    def plain(drawn: Mapping[Kind, list[Sample]], number: int, history: History) -> dict[str, Tensor]:
         return objective.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with folded(model):
+        step = steps(objective) if steps else plain
         history = train(trainable, terms, training.schedule, reporter=reporter, description=description)
     return Repaired(model, history, {"steps": len(history), **counter.cost})
 

@@ -20,7 +20,7 @@ from unsink.batches import Kind, Sample, generator
 from unsink.errors import MissingPrerequisite, ParamsError
 from unsink.folded import folded
 from unsink.mitigations import ADAPTER, Patient, Repaired, Training
-from unsink.mitigations._reunlearn import make_runner, reunlearn
+from unsink.mitigations._reunlearn import Step, make_runner, reunlearn
 from unsink.objective import Objective
 from unsink.progress import SILENT, Reporter
 from unsink.trainer import History
@@ -50,25 +50,25 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     if training.spec.rank is None:
         raise ParamsError("mitigate.unlearn.adapter: 'independent' needs a LoRA adapter", "set adapter.rank")
     original = models.attach(patient.original, ADAPTER, training.spec, patient.seed)
-    alone: list[Objective] = []
 
-    def step(
-        objective: Objective, drawn: Mapping[Kind, list[Sample]], number: int, history: History
-    ) -> dict[str, Tensor]:
-        if not alone:
-            models.share_adapter(objective.runner.model, original)
-            runner = make_runner(original, training, patient.pad)
-            runner.remember([*patient.forget, *patient.retain], reporter=reporter)
-            alone.append(Objective(runner, training.method, training.weights))
-        found, there = (
-            one.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
-            for one in (objective, *alone)
-        )
-        loss = (1 - options.weight) * found["loss"] + options.weight * there["loss"]
-        return {**found, "original": there["loss"], "loss": loss}
+    def steps(objective: Objective) -> Step:
+        models.share_adapter(objective.runner.model, original)
+        runner = make_runner(original, training, patient.pad)
+        runner.remember([*patient.forget, *patient.retain], reporter=reporter)
+        alone = Objective(runner, training.method, training.weights)
+
+        def step(drawn: Mapping[Kind, list[Sample]], number: int, history: History) -> dict[str, Tensor]:
+            found, there = (
+                one.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
+                for one in (objective, alone)
+            )
+            loss = (1 - options.weight) * found["loss"] + options.weight * there["loss"]
+            return {**found, "original": there["loss"], "loss": loss}
+
+        return step
 
     try:
         with folded(original):
-            return reunlearn(patient, patient.forget, patient.retain, training, "independent", reporter, step)
+            return reunlearn(patient, patient.forget, patient.retain, training, "independent", reporter, steps)
     finally:
         models.detach(original)  # an audit that follows compares with the original as it was

@@ -21,7 +21,7 @@ from unsink import models, probe
 from unsink.batches import Kind, Sample, draw, generator
 from unsink.forward import Runner
 from unsink.mitigations import Counter, Patient, Repaired, Training
-from unsink.mitigations._reunlearn import reunlearn
+from unsink.mitigations._reunlearn import Step, reunlearn
 from unsink.objective import Objective
 from unsink.progress import SILENT, Reporter
 from unsink.trainer import History
@@ -47,24 +47,24 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     Raises:
         ModelError: as `reunlearn`.
     """
-    adversaries: list[_Adversary] = []
     counter = Counter()
 
-    def step(
-        objective: Objective, drawn: Mapping[Kind, list[Sample]], number: int, history: History
-    ) -> dict[str, Tensor]:
-        if not adversaries:
-            adversaries.append(_Adversary(objective.runner.model, training, patient, options))
-        attacked = draw(patient.forget, training.sizes["forget"], number, f"mitigate/attacked/{patient.seed}")
-        shifts = adversaries[0].search(attacked)
-        counter.count(attacked, passes=options.inner + 1)
-        draws = generator(f"mitigate/{patient.seed}/step {number}")
-        with probe.shifted_values(objective.runner.model, shifts):
-            under = objective.terms({"forget": attacked}, draws, history)
-        found = objective.terms(drawn, draws, history)
-        return {**found, "attacked": under["forget"], "loss": found["loss"] + under["loss"]}
+    def steps(objective: Objective) -> Step:
+        adversary = _Adversary(objective.runner.model, training, patient, options)
 
-    done = reunlearn(patient, patient.forget, patient.retain, training, "latent", reporter, step)
+        def step(drawn: Mapping[Kind, list[Sample]], number: int, history: History) -> dict[str, Tensor]:
+            attacked = draw(patient.forget, training.sizes["forget"], number, f"mitigate/attacked/{patient.seed}")
+            shifts = adversary.search(attacked)
+            counter.count(attacked, passes=options.inner + 1)
+            draws = generator(f"mitigate/{patient.seed}/step {number}")
+            with probe.shifted_values(objective.runner.model, shifts):
+                under = objective.terms({"forget": attacked}, draws, history)
+            found = objective.terms(drawn, draws, history)
+            return {**found, "attacked": under["forget"], "loss": found["loss"] + under["loss"]}
+
+        return step
+
+    done = reunlearn(patient, patient.forget, patient.retain, training, "latent", reporter, steps)
     both = {name: done.cost.get(name, 0) + number for name, number in counter.cost.items()}
     return done._replace(cost={**done.cost, **both})
 
@@ -73,13 +73,11 @@ class _Adversary:
     """Looks for shifts that bring forgotten text back."""
 
     def __init__(self, model: PeftModel, training: Training, patient: Patient, options: Options) -> None:
-        first, last = training.spec.first_layer, training.spec.last_layer
-        count = len(models.decoder_layers(model))
-        self.layers = range(first, (count - 1 if last is None else last) + 1)
+        self.layers = models.adapted_layers(model, training.spec)
         self.model, self.options = model, options
         # A runner of its own: it needs losses, which the method may do without.
         self.runner = Runner(
-            model, first, patient.pad, values=self.layers, measure=lambda values: values, answers=False
+            model, self.layers.start, patient.pad, values=self.layers, measure=lambda values: values, answers=False
         )
         self.runner.remember(patient.forget)
 

@@ -48,10 +48,9 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
 
     Raises:
         MissingPrerequisite: the score compares with the original, and nobody has it.
+        ModelError: the layers are not there.
     """
-    count = len(models.decoder_layers(patient.model))
-    last = count - 1 if training.spec.last_layer is None else training.spec.last_layer
-    layers = range(training.spec.first_layer, last + 1)
+    layers = models.adapted_layers(patient.model, training.spec)
     if options.by != "prefix" and patient.original is None:
         raise MissingPrerequisite(
             f"mitigate.prune.by: {options.by!r} compares with the model before unlearning, which nobody has named",
@@ -105,7 +104,7 @@ def _original_and_own(patient: Patient, samples: Sequence[Sample], layers: range
 
 def _alone_and_behind(patient: Patient, samples: Sequence[Sample], layers: range) -> tuple[Activations, Activations]:
     """Of the tokens behind BOS; all samples stand behind texts of the same length."""
-    plain = [i for i in range(len(patient.tokenizer)) if i not in patient.tokenizer.all_special_ids]
+    plain = patient.plain_ids
     chance = random.Random(f"mitigate/{patient.seed}/prune")
     texts = [chance.choices(plain, k=_TEXT) for _ in samples]
     behind = [

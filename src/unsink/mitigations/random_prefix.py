@@ -41,8 +41,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
     Raises:
         ModelError: as `reunlearn`.
     """
-    special = set(patient.tokenizer.all_special_ids)
-    plain = [i for i in range(len(patient.tokenizer)) if i not in special]
+    plain = patient.plain_ids
 
     def texts(chance: random.Random) -> Sequence[int]:
         kind = chance.choice(options.kinds)

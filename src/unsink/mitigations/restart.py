@@ -49,10 +49,7 @@ def repair(patient: Patient, training: Training, _options: Options, reporter: Re
     changed = changed_layers(patient)
     done = reunlearn(replace(patient, model=original), patient.forget, patient.retain, training, "restart", reporter)
     try:
-        last = (
-            len(models.decoder_layers(original)) - 1 if training.spec.last_layer is None else training.spec.last_layer
-        )
-        layers = [*changed, training.spec.first_layer, last]
+        layers = [*changed, *models.adapted_layers(original, training.spec)]
         model = models.attach(patient.model, ADAPTER, AdapterSpec(None, None, min(layers), max(layers)), patient.seed)
         _copy(done.model, model)
     finally:
