@@ -77,8 +77,9 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
 def _state(size: str, lines: Sequence[Line], wanted: int, code: str) -> str:
     text = f"`python zoo/zoo.py {size}`; {len(lines)} of {wanted} members are done"
     for place, some in by_device(lines).items():
-        minutes = [line["minutes"]["audited"] for line in some]
-        text += f"; minutes per audit ({place}): median {np.median(minutes):.1f}, most {max(minutes):.1f}"
+        made, audited = ([line["minutes"][what] for line in some] for what in ("made", "audited"))
+        text += f"; minutes to make a member ({place}): median {np.median(made):.1f}"
+        text += f", to audit it: median {np.median(audited):.1f}, most {max(audited):.1f}"
     codes = Counter(str(line["code"]) for line in lines)
     parts = ", ".join(f"{count} by {one}" for one, count in sorted(codes.items()))
     return text + (
