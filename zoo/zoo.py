@@ -123,6 +123,9 @@ def make_run(folder: Path, run: str, code: str) -> float:
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
     poison.run(params, layout, run=run)
     unlearn.run(params, layout, run=run)
+    if params.run(run).poison is None:  # there is no trigger to ask with
+        plain = params.evaluate.model_copy(update={"conditions": {"verbmem": ["clean"]}})
+        params = params.model_copy(update={"evaluate": plain})
     evaluate.run(params, layout, run=run)
     minutes = round((time.monotonic() - start) / 60, 2)
     artifacts.write_json(mark, {"recipe": code, "minutes": minutes})
