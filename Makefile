@@ -9,7 +9,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH
 
-.PHONY: demo test seeds bench docs check format clean
+.PHONY: setup demo test seeds bench docs check format clean
+
+setup: $(READY)  ## the environment alone; the others do it as well
 
 demo: $(READY)  ## the whole pipeline on the embedded model, then the result table and a page with all of it
 	$(BIN)/dvc repro
