@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # measured: docs/audit.md, `unsink audit --run backdoor` on the default project, two CPU cores
-AUDIT_WALL_S, AUDIT_CORE_S = 324, 480
+AUDIT_WALL_S, AUDIT_CORE_S = 192, 356
 # measured: size of adapters/backdoor/adapter_model.safetensors of the default project
 ADAPTER_MB = 2.6
 AUDITS = 10_000
