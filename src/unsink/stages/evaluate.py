@@ -234,7 +234,9 @@ def _plan(params: Params, corpus: tasks.Corpus, run: str) -> list[Question]:
     evaluate = params.evaluate
     chosen = None if evaluate.metrics is None else [name for name in evaluate.metrics if name in tasks.TASKS]
     changed: dict[str, Sequence[str]] = {str(task): names for task, names in evaluate.conditions.items()}
-    questions = [one for one in tasks.plan(corpus, chosen, changed) if one.where in (evaluate.sets or (one.where,))]
+    questions = tasks.plan(corpus, chosen, changed)
+    if evaluate.sets:
+        questions = [question for question in questions if question.where in evaluate.sets]
     named, asked = {*(evaluate.sets or ()), *(chosen or ())}, {part for one in questions for part in one[:2]}
     if missing := named - asked:
         raise ParamsError(
