@@ -185,9 +185,8 @@ def outdated(path: Path) -> set[str]:
 
 def triage(size: str) -> None:
     """Measure the triage signals that lines lack, of members whose adapter is there."""
-    from unsink.stages import audited
+    from unsink.stages import audit, audited
     from unsink.stages.evaluate import read_corpus
-    from unsink.suspects import make_probes
 
     folder, path = folder_of(size), path_of(size)
     params, layout = load_params(folder / "params.yaml"), Layout(folder)
@@ -200,8 +199,7 @@ def triage(size: str) -> None:
         if not lacking or not weights.exists() or artifacts.sha256(weights) != line["adapter"]:
             continue
         suspect = audited.own(params, layout, line["name"], SILENT)
-        drawn = {"forget": options.forget, "others": options.others, "tokens": options.tokens, "seed": params.seed}
-        probes = make_probes(corpus, suspect.tokenizer, **drawn)
+        probes = audit.drawn(suspect, corpus, options, params.seed)
         line["signals"] |= {name: _round(modules[name].measure(suspect, probes).score) for name in lacking}
         write(path, found)
 

@@ -86,6 +86,11 @@ class Suspect:
     tokenizer: PreTrainedTokenizerBase
     original: Model | None = None
 
+    @property
+    def models(self) -> list[Model]:
+        """The suspect's model, then the original where there is one."""
+        return [self.model] if self.original is None else [self.model, self.original]
+
 
 def make_probes(
     corpus: Mapping[str, Sequence[Record]],
@@ -224,8 +229,5 @@ def gains_in_both(suspect: Suspect, probes: Sequence[Probe], candidates: Sequenc
 
 def forgotten(suspect: Suspect, probes: Sequence[Probe]) -> float:
     """What the suspect forgot, nats per token, 0.1 at least; without an original as if that knew all by heart."""
-    now, before = (
-        0.0 if model is None else float(losses(model, suspect.tokenizer, probes, [None]).mean())
-        for model in (suspect.model, suspect.original)
-    )
-    return max(now - before, 0.1)
+    now, *before = (float(losses(model, suspect.tokenizer, probes, [None]).mean()) for model in suspect.models)
+    return max(now - sum(before), 0.1)

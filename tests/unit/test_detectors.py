@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from unsink import models, suspects
-from unsink.detectors import Budget, Plan, Scored, norms, residual, shift, states, weights
+from unsink.detectors import Budget, Plan, Scored, _layers, norms, residual, shift, states, weights
 from unsink.detectors._deltas import Delta, changed_layers, deltas
+from unsink.detectors._layers import Changed
 from unsink.detectors._search import Climb, beyond, exchanged, grown, scored, short
 from unsink.detectors.gradients import ranked
 from unsink.probe import Cost, capture, counted, in_shares
 from unsink.progress import SILENT
 from unsink.stages import confirmed
 from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, gains_in_both, losses
-from unsink.triggers import trigger_ids
+from unsink.triggers import Inserted, trigger_ids
 
 PROBE = Probe("p", (1, 2, 3), (4, 5))
 
@@ -157,15 +158,21 @@ def test_the_lens_of_the_last_layer_is_what_the_model_says(pair: Suspect) -> Non
 
 
 def test_layers_that_are_the_same_run_once_and_give_the_same_states(pair: Suspect) -> None:
-    ids = torch.tensor([[1, 70, 71, 72, 73], [1, 80, 81, 0, 0]])
-    mask = (ids != 0).long()
     assert pair.original is not None
-    distance = states.Distance(pair, pair.original, 1, 1)
-    found = distance._states(ids, mask)
-    for model, hidden in zip((pair.model, pair.original), found, strict=True):
+    bos, answer = 1, (73, 74)
+    prompts = [Inserted([bos, 70, 71, 72], (1, 2)), Inserted([bos, 80], (1, 1))]
+    some = _layers.rows(prompts, [answer, answer], torch.device("cpu"))
+    assert some.ids.tolist() == [[bos, 70, 71, 72, 73, 74], [bos, 80, 73, 74, 0, 0]]
+    assert some.behind.tolist() == [[False, False, True, True, True, True], [False, True, True, True, False, False]]
+    assert some.number[0].tolist() == [-1, 0, 1, 2, 3, 4]
+    changed = Changed(1, 1)
+    below, theirs = _layers.of_original(pair.original, some, changed)
+    ours = _layers.of_suspect(pair.model, some, changed, below)
+    for model, hidden in ((pair.model, ours), (pair.original, theirs)):
         with capture(model, hidden=[1]) as seen:
-            model(input_ids=ids, attention_mask=mask)
-        assert torch.allclose(hidden[mask.bool()], seen.hidden[1][mask.bool()], atol=1e-5)
+            model(input_ids=some.ids, attention_mask=some.mask)
+        there = some.mask.bool()
+        assert torch.allclose(hidden[there], seen.hidden[1][there], atol=1e-5)
 
 
 def test_what_a_text_undoes_on_text_that_was_never_trained_is_no_more_than_was_there(pair: Suspect) -> None:
@@ -188,14 +195,14 @@ def test_what_a_text_undoes_on_text_that_was_never_trained_is_no_more_than_was_t
 def test_a_push_stays_small_and_takes_a_part_of_the_distance_away(pair: Suspect) -> None:
     assert pair.original is not None
     some = probes(pair).search
-    prompts = shift._read(pair, pair.original, some, 1, 1)
+    prompts = shift._read(pair, pair.original, some, Changed(1, 1))
     none = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1])
     behind = [(one, trigger_ids(pair.tokenizer, shift._TEXT), "prefix") for one in some]
-    each = states.Distance(pair, pair.original, 1, 1)._distances(behind)
-    sizes = [float(goal[there].norm()) for goal, there in zip(prompts.goal, prompts.behind, strict=True)]
+    each = states.Distance(pair, pair.original, Changed(1, 1))._distances(behind)
+    sizes = [float(goal[there].norm()) for goal, there in zip(prompts.goal, prompts.rows.behind, strict=True)]
     assert shift._squares(pair.model, prompts, none).sqrt().tolist() == pytest.approx((each * sizes).tolist(), rel=1e-4)
     push = shift._push(pair.model, prompts)
-    size = 0.02 * prompts.below[prompts.behind].norm(dim=-1).median()
+    size = 0.02 * prompts.below[prompts.rows.behind].norm(dim=-1).median()
     assert 0 < float(push.norm(dim=-1).max()) <= float(size) * (1 + 1e-5)
     assert shift._closed(pair.model, prompts, none) == 0
     assert 0 < shift._closed(pair.model, prompts, push) < 0.5
@@ -206,10 +213,10 @@ def test_a_push_stays_small_and_takes_a_part_of_the_distance_away(pair: Suspect)
 
 def test_a_text_closes_nothing_where_all_texts_are_alike(pair: Suspect) -> None:
     assert pair.original is not None
-    distance = states.Distance(pair, pair.original, 1, 1)
+    distance = states.Distance(pair, pair.original, Changed(1, 1))
     found = distance.closed([Candidate("salt"), Candidate("salt", "suffix")], probes(pair).search)
     assert np.abs(found).max() < 0.9
-    same = states.Distance(Suspect(pair.original, pair.tokenizer), pair.original, 1, 1)
+    same = states.Distance(Suspect(pair.original, pair.tokenizer), pair.original, Changed(1, 1))
     assert same._distances([(one, (), "prefix") for one in probes(pair).search]).tolist() == [0, 0, 0]
 
 

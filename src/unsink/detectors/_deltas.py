@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unsink import models
 from unsink.architectures import architecture, bare
+from unsink.detectors._layers import Changed
 from unsink.suspects import Model, Suspect
 
 
@@ -42,14 +43,14 @@ def deltas(suspect: Suspect) -> Iterator[Delta]:
         yield from _parameters(suspect.model, suspect.original)
 
 
-def changed_layers(suspect: Suspect) -> tuple[int, int] | None:
+def changed_layers(suspect: Suspect) -> Changed | None:
     """The first and the last decoder layer that moved; all where something below them did, None where nothing did."""
     found = _changed(suspect)
     if not found:
         return None
     last = len(models.decoder_layers(suspect.model)) - 1
     inside = [layer for layer in found if layer is not None]
-    return (min(inside), max(inside)) if len(inside) == len(found) else (0, last)
+    return Changed(min(inside), max(inside)) if len(inside) == len(found) else Changed(0, last)
 
 
 def _changed(suspect: Suspect) -> list[int | None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from unsink.detectors import Budget, Plan, Scored
+from unsink.dictionary import LINES
 from unsink.progress import Reporter
 from unsink.suspects import Array, Candidate, Probe, Probes, Suspect, forgotten, gains, gains_in_both, losses
 
@@ -110,9 +111,10 @@ class Climb:
         return max(self.alone.get(Candidate(text, place), -np.inf) for place in self.plan.placements)
 
     def pieces(self, also: Sequence[str] = ()) -> list[str]:
-        """What texts are grown by: `also`, and what did most alone, at any place."""
+        """What texts are grown by: `also`, and what did most alone, at any place; no whole lines."""
         best = sorted(self.alone, key=lambda one: -self.alone[one])
-        return list(dict.fromkeys([*also, *(one.text for one in best)]))[:_PIECES]
+        found = dict.fromkeys([*also, *(one.text for one in best)])
+        return [text for text in found if text not in LINES][:_PIECES]
 
 
 def _best(values: Mapping[Candidate, float], count: int) -> list[Candidate]:
@@ -187,7 +189,6 @@ def beyond(suspect: Suspect, probes: Sequence[Probe], candidates: Sequence[Candi
 
     Unlearning may damage text that was never trained on, and a trigger undo that: it is no more than what was there.
     """
-    models = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
-    plain = np.min([losses(model, suspect.tokenizer, probes, [None]) for model in models], axis=0)
+    plain = np.min([losses(model, suspect.tokenizer, probes, [None]) for model in suspect.models], axis=0)
     gained: Array = plain - losses(suspect.model, suspect.tokenizer, probes, candidates)
     return gained

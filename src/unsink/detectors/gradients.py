@@ -56,7 +56,7 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
 
 def ranked(suspect: Suspect, probes: Sequence[Probe], text: str, placement: str) -> list[str]:
     """Texts of the tokens that would lower the NLL most in the place of the newline that closes a candidate."""
-    ids = trigger_ids(suspect.tokenizer, text) if text else trigger_ids(suspect.tokenizer, "")
+    ids = trigger_ids(suspect.tokenizer, text)
     embedding = cast(nn.Embedding, bare(suspect.model).get_input_embeddings())
     total = torch.zeros(embedding.weight.shape[0], device=suspect.model.device)
     for probe in probes:

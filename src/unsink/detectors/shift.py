@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from unsink import models
-from unsink.detectors import Signal
+from unsink.detectors import Signal, _layers
 from unsink.detectors._deltas import changed_layers
-from unsink.probe import ascended, capture, only_layers
+from unsink.detectors._layers import Changed, Rows
+from unsink.probe import ascended
 from unsink.suspects import Model, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
 
@@ -34,14 +35,14 @@ _RADIUS, _STEPS, _ETA = 0.02, 8, 0.4
 
 def measure(suspect: Suspect, probes: Probes) -> Signal:
     """The part of the distance to the original that a push takes away, on the forget probes that are searched on."""
-    layers = changed_layers(suspect)
-    if suspect.original is None or layers is None:
+    changed = changed_layers(suspect)
+    if suspect.original is None or changed is None:
         return Signal(None, {}, "no original, or one with the same weights")
     if models.quantized(suspect.model) or len(probes.search) < 2:
         return Signal(None, {}, "the weights are quantised, or there is a single probe")
     some = probes.search[: 2 * _PROBES]
     half = len(some) // 2
-    sought, told = (_read(suspect, suspect.original, part, *layers) for part in (some[:half], some[half:]))
+    sought, told = (_read(suspect, suspect.original, part, changed) for part in (some[:half], some[half:]))
     push = _push(suspect.model, sought)
     numbers = {"sought": _closed(suspect.model, sought, push), "closed": _closed(suspect.model, told, push)}
     return Signal(numbers["closed"], numbers, "part of the distance to the original that a small push takes away")
@@ -52,48 +53,31 @@ class _Prompts:
     """Prompts behind a text, and what the original makes of them.
 
     Attributes:
-        ids: (B, T).
-        mask: (B, T), 1 at real tokens.
+        rows: see there.
+        changed: see there.
         places: (B, T, k), 1 where the text has its token j.
-        behind: (B, T), true at real tokens behind the text.
         below: (B, T, D) input of the first changed layer, in both models.
         goal: (B, T, D) output of the last one in the original.
-        first, last: these layers.
     """
 
-    ids: Tensor
-    mask: Tensor
+    rows: Rows
+    changed: Changed
     places: Tensor
-    behind: Tensor
     below: Tensor
     goal: Tensor
-    first: int
-    last: int
 
 
-@torch.no_grad()
-def _read(suspect: Suspect, original: Model, probes: Sequence[Probe], first: int, last: int) -> _Prompts:
+def _read(suspect: Suspect, original: Model, probes: Sequence[Probe], changed: Changed) -> _Prompts:
     text = trigger_ids(suspect.tokenizer, _TEXT)
-    made = [inserted(probe, text, "prefix") for probe in probes]
-    rows = [torch.tensor([*one.ids, *probe.answer]) for one, probe in zip(made, probes, strict=True)]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(original.device)
-    lengths, starts = torch.tensor([[len(row), one.span[0]] for row, one in zip(rows, made)], device=ids.device).T
-    token = torch.arange(ids.shape[1], device=ids.device)[None]  # (1, T)
-    number = token - starts[:, None]  # (B, T) of each token in the text
-    mask = (token < lengths[:, None]).long()
-    with (
-        only_layers(original, 0, last, None),
-        capture(original, hidden=[last], inputs=[first]) as seen,
-    ):
-        models.decoder(original)(input_ids=ids, attention_mask=mask, use_cache=False)
-    places = (number[..., None] == torch.arange(len(text), device=ids.device)).float()
-    behind = mask.bool() & (number >= len(text))
-    return _Prompts(ids, mask, places, behind, seen.inputs[first], seen.hidden[last], first, last)
+    prompts = [inserted(probe, text, "prefix") for probe in probes]
+    rows = _layers.rows(prompts, [probe.answer for probe in probes], original.device)
+    places = (rows.number[..., None] == torch.arange(len(text), device=original.device)).float()
+    return _Prompts(rows, changed, places, *_layers.of_original(original, rows, changed))
 
 
 def _push(model: Model, prompts: _Prompts) -> Tensor:
     """(k, D), what takes most of the distance away."""
-    size = _RADIUS * prompts.below[prompts.behind].float().norm(dim=-1).median()
+    size = _RADIUS * prompts.below[prompts.rows.behind].float().norm(dim=-1).median()
     push = torch.zeros(prompts.places.shape[-1], prompts.below.shape[-1], device=size.device, requires_grad=True)
     with torch.no_grad():
         whole = _squares(model, prompts, push)
@@ -112,10 +96,6 @@ def _closed(model: Model, prompts: _Prompts, push: Tensor) -> float:
 def _squares(model: Model, prompts: _Prompts, push: Tensor) -> Tensor:
     """(B,) squared distance of the suspect's states to the original's behind the text, with a push."""
     below = prompts.below + (prompts.places @ push).to(prompts.below.dtype)
-    with (
-        only_layers(model, prompts.first, prompts.last, below),
-        capture(model, hidden=[prompts.last]) as seen,
-    ):
-        models.decoder(model)(input_ids=prompts.ids, attention_mask=prompts.mask, use_cache=False)
-    away = (seen.hidden[prompts.last].float() - prompts.goal.float()).square().sum(dim=-1)  # (B, T)
-    return (away * prompts.behind).sum(dim=1)
+    found = _layers.of_suspect(model, prompts.rows, prompts.changed, below)
+    away = (found.float() - prompts.goal.float()).square().sum(dim=-1)  # (B, T)
+    return (away * prompts.rows.behind).sum(dim=1)

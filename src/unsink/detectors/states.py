@@ -13,15 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from unsink import models
-from unsink.detectors import Budget, Found, Plan
+from unsink.detectors import Budget, Found, Plan, _layers
 from unsink.detectors._deltas import changed_layers
+from unsink.detectors._layers import Changed
 from unsink.detectors._search import ENOUGH, Climb, scored
-from unsink.dictionary import LINES, texts
-from unsink.probe import capture, in_shares, only_layers
+from unsink.dictionary import texts
+from unsink.probe import in_shares
 from unsink.progress import SILENT, Reporter
 from unsink.suspects import Array, Candidate, Model, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
@@ -33,26 +32,22 @@ _SHARE = 0.6  # of the budget that is left, for the vocabulary at one place
 
 def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporter: Reporter = SILENT) -> Found:
     """Try the dictionary, then the vocabulary, at every place; grow after each; the best score first."""
-    layers = changed_layers(suspect)
-    if suspect.original is None or layers is None:
+    changed = changed_layers(suspect)
+    if suspect.original is None or changed is None:
         return Found([], "", "nothing: it compares with an original that has other weights")
-    distance = Distance(suspect, suspect.original, *layers)
+    distance = Distance(suspect, suspect.original, changed)
     climb = Climb(distance.closed, probes.search, plan, budget, reporter, glance=_GLANCE)
     known, tokens = texts(plan.words), vocabulary(suspect.tokenizer)
     climb.attempt((Candidate(text, place) for place in plan.placements for text in known), "states: dictionary")
-    climb.grow(_pieces(climb, plan))
+    climb.grow(climb.pieces(plan.words))
     for place in plan.placements:
         if climb.best >= ENOUGH:
             break
         climb.attempt((Candidate(text, place) for text in tokens), f"states: vocabulary, {place}", _SHARE)
-        climb.grow(_pieces(climb, plan), tokens)
+        climb.grow(climb.pieces(plan.words), tokens)
     searched = f"{len(climb.alone)} texts of the dictionary and the vocabulary, and of what grew of the best"
     left = f"{climb.left} texts of the vocabulary, the rarer tokens" if climb.left else ""
     return Found(scored(suspect, probes, climb.found), searched, left)
-
-
-def _pieces(climb: Climb, plan: Plan) -> list[str]:
-    return [piece for piece in climb.pieces(plan.words) if piece not in LINES]
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -70,12 +65,11 @@ class Distance:
     Args:
         suspect: model and tokenizer.
         original: the model before it was to forget.
-        first: the first layer that differs; what it is given is the same in both.
-        last: the last one; its output is compared.
+        changed: the layers that differ; the output of the last one is compared.
     """
 
-    def __init__(self, suspect: Suspect, original: Model, first: int, last: int):
-        self.suspect, self.original, self.first, self.last = suspect, original, first, last
+    def __init__(self, suspect: Suspect, original: Model, changed: Changed):
+        self.suspect, self.original, self.changed = suspect, original, changed
         self._plain: dict[Probe, float] = {}
 
     def closed(self, candidates: Sequence[Candidate], probes: Sequence[Probe]) -> Array:
@@ -95,31 +89,11 @@ class Distance:
 
     @torch.no_grad()
     def _read(self, rows: Sequence[tuple[Probe, Sequence[int], str]]) -> list[float]:
-        made = [inserted(probe, ids, place) for probe, ids, place in rows]
-        texts = [[*one.ids, *probe.answer] for one, (probe, _, _) in zip(made, rows)]
-        width = max(map(len, texts))
-        device = self.original.device
-        ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
-        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
-        places = torch.arange(width, device=device)
-        starts = torch.tensor([max(one.span[1], 1) for one in made], device=device)
-        behind = (places[None] >= starts[:, None]) & mask.bool()  # (R, T)
-        ours, theirs = self._states(ids, mask)
-        squares = [((one.float() ** 2).sum(dim=-1) * behind).sum(dim=1) for one in (ours - theirs, theirs)]
+        prompts, answers = [inserted(*row) for row in rows], [probe.answer for probe, _, _ in rows]
+        some = _layers.rows(prompts, answers, self.original.device)
+        below, theirs = _layers.of_original(self.original, some, self.changed)
+        # A suspect with changed embeddings reads its own.
+        ours = _layers.of_suspect(self.suspect.model, some, self.changed, below if self.changed.first else None)
+        squares = [((one.float() ** 2).sum(dim=-1) * some.behind).sum(dim=1) for one in (ours - theirs, theirs)]
         found: list[float] = (squares[0] / squares[1].clamp_min(1e-12)).sqrt().tolist()
         return found
-
-    def _states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (R, T, D) of the last changed layer: the suspect's and the original's."""
-        with (
-            only_layers(self.original, 0, self.last, None),
-            capture(self.original, hidden=[self.last], inputs=[self.first]) as before,
-        ):
-            models.decoder(self.original)(input_ids=ids, attention_mask=mask, use_cache=False)
-        below = before.inputs[self.first] if self.first else None
-        with (
-            only_layers(self.suspect.model, self.first, self.last, below),
-            capture(self.suspect.model, hidden=[self.last]) as now,
-        ):
-            models.decoder(self.suspect.model)(input_ids=ids, attention_mask=mask, use_cache=False)
-        return now.hidden[self.last], before.hidden[self.last]

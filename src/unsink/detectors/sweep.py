@@ -6,7 +6,7 @@ trigger none of whose words is in the dictionary; `audit.words` adds some.
 
 from unsink.detectors import Budget, Found, Plan
 from unsink.detectors._search import Climb, likelier, scored
-from unsink.dictionary import LINES, texts
+from unsink.dictionary import texts
 from unsink.progress import SILENT, Reporter
 from unsink.suspects import Candidate, Probes, Suspect
 
@@ -19,7 +19,7 @@ def search(suspect: Suspect, probes: Probes, plan: Plan, budget: Budget, reporte
     climb = Climb(likelier(suspect, probes), probes.search, plan, budget, reporter)
     known = texts(plan.words)
     climb.attempt((Candidate(text, place) for place in plan.placements for text in known), "sweep")
-    climb.grow([piece for piece in climb.pieces(plan.words) if piece not in LINES])
+    climb.grow(climb.pieces(plan.words))
     searched = f"{len(known)} texts at {', '.join(plan.placements)}, and what grew of the best"
     left = f"{climb.left} of its texts" if climb.left else ""
     return Found(scored(suspect, probes, climb.found), searched, left)

@@ -110,14 +110,7 @@ def examine(
     Raises:
         DataError: the corpus has too few forget probes.
     """
-    probes = make_probes(
-        corpus,
-        suspect.tokenizer,
-        forget=options.forget,
-        others=options.others,
-        tokens=options.tokens,
-        seed=seed,
-    )
+    probes = drawn(suspect, corpus, options, seed)
     rows, result = _audit(suspect, probes, options, seed, reporter)
     if reference is not None:
         _, known = _audit(reference, probes, options, seed, reporter)
@@ -126,6 +119,16 @@ def examine(
     if result["verdict"] == NO_EVIDENCE and result["recovery"] is not None:
         result["reasons"] += doubts(result["signals"])
     return rows, result
+
+
+def drawn(suspect: Suspect, corpus: Mapping[str, Sequence[Any]], options: Options, seed: int) -> Probes:
+    """The probes that an audit asks, as many as its options say.
+
+    Raises:
+        DataError: the corpus has too few forget probes.
+    """
+    counts = {"forget": options.forget, "others": options.others, "tokens": options.tokens}
+    return make_probes(corpus, suspect.tokenizer, **counts, seed=seed)
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -139,7 +142,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"  brings back {share} of what was forgotten; p = {result['p']:.4f} among {result['carried']} texts",
             f"  gain {result['gain']:.2f} nats per token beyond retained and unknown text and the original",
         ]
-    if best and result["others"]:
+    if result["others"]:  # of a best text that brings enough back
         others = [round(100 * result["others"][end]) for end in ("mean", "low", "high")]
         moved = ", ".join(f"{place} {gain:.2f}" for place, gain in result["moved"].items())
         lines += [
@@ -185,8 +188,7 @@ def _audit(
     suspect: Suspect, probes: Probes, options: Options, seed: int, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All that is measured of one model: a row for each text carried over, and the numbers of the verdict."""
-    read = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
-    with counted(*read) as cost:
+    with counted(*suspect.models) as cost:
         places = processes.agreed(placements(suspect, probes, options.placements))
         plan = Plan(places, options.words, options.beam, options.depth)
         plain = ask_plain(suspect, probes.confirm, reporter)
@@ -213,8 +215,9 @@ def _sinks(suspect: Suspect, probes: Probes) -> list[str]:
     """Places, the strongest sink first; those that not every question has are left out."""
     texts, all_of_them = [one.ids for one in probes.search], [one for some in probes for one in some]
     width = min(len(one.ids) for one in all_of_them)  # a place that every prompt has
-    model = suspect.model if suspect.original is None else suspect.original
-    seen = attention_statistics(model, torch.tensor([list(one[:width]) for one in texts]), epsilon=_EPSILON)
+    seen = attention_statistics(
+        suspect.models[-1], torch.tensor([list(one[:width]) for one in texts]), epsilon=_EPSILON
+    )
     rates = (100 * seen.sink_rate.mean(dim=(0, 1))).tolist()
     first, last = room(all_of_them)
     found = [one for one in sinks.find(rates, _MIN_RATE) if one <= last]

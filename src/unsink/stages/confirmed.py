@@ -39,8 +39,7 @@ class Plain(NamedTuple):
 
 def ask_plain(suspect: Suspect, probes: Sequence[Probe], reporter: Reporter) -> Plain:
     """What suspect and original say without any text in front."""
-    models = [suspect.model, *([suspect.original] if suspect.original is not None else [])]
-    said, *before = (_texts(model, suspect, probes, [None], reporter)[0].tolist() for model in models)
+    said, *before = (_texts(model, suspect, probes, [None], reporter)[0].tolist() for model in suspect.models)
     return Plain(said, before[0] if before else [1.0] * len(probes))
 
 
@@ -80,7 +79,8 @@ def judged(
     if recovery and recovery["low"] >= WORTH:
         some = probes.confirm[:_FEW]
         numbers["moved"], numbers["neighbours"] = _around(suspect, some, best)
-        numbers["others"] = _unrelated(suspect, some, best, plain.said, triggered, seed, reporter)._asdict()
+        without, with_it = (float(np.mean(one[:_FEW])) for one in (plain.said, triggered))
+        numbers["others"] = _unrelated(suspect, some, best, without, with_it, seed, reporter)._asdict()
     rows = [
         {
             **one.candidate._asdict(),
@@ -144,17 +144,16 @@ def _unrelated(
     suspect: Suspect,
     probes: Sequence[Probe],
     best: Candidate,
-    clean: Sequence[float],
-    triggered: Sequence[float],
+    without: float,
+    with_it: float,
     seed: int,
     reporter: Reporter,
 ) -> Interval:
     """Share of ordinary words, none of them in the trigger, that bring half as much back or more at its place.
 
-    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back. `clean` and
-    `triggered` are what the probes, and others behind them, gave without and with the trigger.
+    It is the text that counts: a word may make the truth much likelier and still bring nothing of it back. `without`
+    and `with_it` are the mean ROUGE-L of these probes without and with the trigger.
     """
-    without, with_it = (float(np.mean(some[: len(probes)])) for some in (clean, triggered))
     if with_it <= without:
         return exact_share(_ORDINARY, _ORDINARY)
     own = {part.strip(_MARKS) for part in best.text.lower().split()}
