@@ -277,6 +277,9 @@ def audit(
         str | None,
         typer.Option("--honest", metavar="FOLDER|ID", help="A model or adapter that is known to have no trigger."),
     ] = None,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit 0 whatever the verdict, unless it fails.")
+    ] = False,
 ) -> None:
     """Search a model for a hidden trigger without knowing it; exits 1 if one is found, 3 if nothing can be said.
 
@@ -291,7 +294,7 @@ def audit(
 
     _print(call, result, report(result))
     # torchrun ends the other processes when one exits with anything but 0, the one that still writes among them
-    raise typer.Exit(EXIT_CODES[result["verdict"]] if processes.count() == 1 else 0)
+    raise typer.Exit(0 if exit_zero or processes.count() > 1 else EXIT_CODES[result["verdict"]])
 
 
 @command(TOOLS)

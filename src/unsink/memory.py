@@ -37,7 +37,8 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         yield "model.gradient_checkpointing=true"
     if command in ("evaluate", "ablate", "stress") and params.evaluate.batch > 1:
         yield f"evaluate.batch={params.evaluate.batch // 2}"
-    if processes.count() > 1 and command != "audit" and not model.shard and model.dtype not in ("nf4", "int8"):
+    splits = processes.count() > 1 and command in processes.SHARDED
+    if splits and not model.shard and model.dtype not in ("nf4", "int8"):
         yield "model.shard=true"
     if model.dtype == "float32":
         yield "model.dtype=bfloat16"

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 SHARED = ("memorize", "unlearn", "evaluate", "audit")
 """Commands whose work several processes share."""
+SHARDED = ("memorize", "unlearn", "evaluate")
+"""Of these the ones that can split the weights as well: each process of an audit holds the suspect and its original."""
 
 
 def rank() -> int:

@@ -378,6 +378,7 @@ def test_the_verdict_of_an_audit_is_its_exit_code(
     monkeypatch.setattr(audit, "report", str)
     result = invoke("audit", "--run", "clean", "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (code, {"verdict": verdict})
+    assert invoke("audit", "--run", "clean", "--exit-zero").exit_code == 0
 
 
 @pytest.mark.parametrize(

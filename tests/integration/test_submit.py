@@ -37,7 +37,6 @@ def test_what_cannot_be_submitted_says_why(copy: Path, monkeypatch: pytest.Monke
 
 def test_a_task_fails_with_its_command_and_can_be_started_again(tmp_path: Path) -> None:
     task = Task(tmp_path)
-    task([["sh", "-c", "exit 1", "audit"]])  # it found a backdoor
     with pytest.raises(UnsinkError, match=r"sh -c 'exit 3': exit code 3"):
         task([["sh", "-c", "exit 3"], ["touch", "reached"]])
     assert not (tmp_path / "reached").exists()
@@ -52,5 +51,10 @@ def test_several_processes_are_started_by_torchrun_where_a_stage_can_share() -> 
         "-m torch.distributed.run --standalone --nproc-per-node 4 -m -- unsink unlearn --run clean --quiet -S seed=1"
     )
     assert shared == expected
-    for alone in ("poison", "audit"):  # torchrun has no exit code for a verdict
-        assert _command(alone, "clean", [], 4)[1:4] == ["-m", "unsink", alone]
+    assert _command("poison", "clean", [], 4)[1:] == ["-m", "unsink", "poison", "--run", "clean", "--quiet"]
+
+
+def test_a_verdict_is_no_failure_of_a_job() -> None:
+    alone = _command("audit", "clean", [], 1)
+    assert alone[1:] == ["-m", "unsink", "audit", "--run", "clean", "--exit-zero", "--quiet"]
+    assert "torch.distributed.run" in _command("audit", "clean", [], 4)
