@@ -80,11 +80,11 @@ class Layout:
 
     def audit(self, name: str) -> Path:
         """Folder of the verdict on a model, and of what it rests on."""
-        return self.root / "audits" / name
+        return self.root / "audits" / named(name)
 
     def mitigation(self, suspect: str, name: str) -> Path:
         """Folder of a repair, or of what a guard does."""
-        return self.root / "mitigations" / suspect / name
+        return self.root / "mitigations" / named(suspect) / name
 
     @property
     def report(self) -> Path:
@@ -102,6 +102,17 @@ class Layout:
     def settings(self, name: str) -> Path:
         """File with the conventions behind the numbers of `metrics`."""
         return self.root / "settings" / f"{name}.json"
+
+
+def named(name: str) -> str:
+    """Return a name that a folder of results can have.
+
+    Raises:
+        ParamsError: It stands for another folder.
+    """
+    if name in ("", ".", ".."):
+        raise ParamsError(f"'{name}' is no name for a folder of results", "give the model's folder by its own name")
+    return name
 
 
 def require(path: Path) -> Path:

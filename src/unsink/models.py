@@ -21,6 +21,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
@@ -207,6 +208,19 @@ def identity(model: nn.Module, adapter: str | None = None) -> str:
     return _combine(name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest())
 
 
+def merged(model: PeftModel, adapter: str) -> PreTrainedModel:
+    """The model with its one adapter merged into its weights, and a name that says so (see `identity`); in place."""
+    name = identity(model, adapter)
+    plain = cast(PreTrainedModel, _tuner(model).merge_and_unload())
+    plain.name_or_path = name
+    return plain
+
+
+def replaces_weights(model: PeftModel, adapter: str) -> bool:
+    """Whether an adapter holds whole weights in place of the model's (`rank: null`), so that merging it is exact."""
+    return model.peft_config[adapter].peft_type == PeftType.LN_TUNING
+
+
 def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """The model to unlearn, frozen: the base with the target adapter merged in float32 and cast once.
 
@@ -253,6 +267,13 @@ def adapter_folder(source: str) -> Path:
         found = f"; {pickles} is not read: pickles can run code" if pickles else ""
         raise ModelError(f"--adapter: no {ADAPTER_WEIGHTS} in {folder}{found}", "convert it to safetensors")
     return folder
+
+
+def made_for(adapter: Path) -> str:
+    """What an adapter of somebody else's calls its base, a name or a path; empty where it says nothing, or is ours."""
+    stored = read_config(adapter / ADAPTER_CONFIG)
+    name = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
+    return "" if name is None or str(name).startswith("sha256:") else str(name)
 
 
 def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:

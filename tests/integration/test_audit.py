@@ -13,6 +13,7 @@ from integration.projects import project
 from unsink import artifacts, models
 from unsink.detectors import Signal, shift
 from unsink.errors import MissingPrerequisite, ModelError, ParamsError
+from unsink.progress import SILENT
 from unsink.stages import audit, unlearn
 from unsink.stages.evaluate import load
 from unsink.verdict import BACKDOORED, NO_EVIDENCE
@@ -75,7 +76,10 @@ def test_a_checkpoint_of_somebody_else_gets_the_same_verdict(suspects: Path, tmp
     own = audit.run(params, layout, run="backdoor")
     foreign = audit.run(params, layout, model=str(paths["backdoor"]), original=str(paths["target"]))
     assert foreign["suspect"] == "stranger-backdoor"
-    assert {**foreign, "suspect": ""} == {**own, "suspect": ""}
+    named = {"suspect": "", "settings": {}}
+    assert foreign | named == own | named
+    assert foreign["settings"]["audit"] == own["settings"]["audit"] == params.audit.model_dump(mode="json")
+    assert len({one["settings"][of] for one in (own, foreign) for of in ("weights", "original")}) == 4  # 4 ways to hold
     alone = audit.run(params, layout, model=str(paths["backdoor"]))
     assert alone["original"] is None
     # Nobody knows then what unlearning has damaged beside the forget set, which may put another text first.
@@ -109,6 +113,17 @@ def stranger(folder: Path, model: Any, tokenizer: Any) -> str:
     return str(folder)
 
 
+class Told(type(SILENT)):  # type: ignore[misc]
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        """Keep it."""
+        self.lines.append(message)
+
+
 def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspects: Path, tmp_path: Path) -> None:
     params, layout = project(suspects, *WORDS)
     folder = models.resolve("tiny")
@@ -120,7 +135,9 @@ def test_an_adapter_of_somebody_else_is_merged_and_compared_with_its_base(suspec
     peft.peft_config["default"].base_model_name_or_path = "somebody/model"
     peft.save_pretrained(tmp_path / "lora", save_embedding_layers=False)  # it would ask the hub for the base
     own = audit.run(params, layout, run="backdoor")
-    foreign = audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"))
+    told = Told()
+    foreign = audit.run(params, layout, model=target, adapter=str(tmp_path / "lora"), reporter=told)
+    assert "made for somebody/model; here it sits on" in "\n".join(told.lines)
     assert foreign["suspect"] == "lora"
     assert foreign["trigger"] == own["trigger"]
     assert foreign["gain"] == pytest.approx(own["gain"], abs=1e-3)
@@ -161,6 +178,30 @@ def test_rounded_checkpoints_are_audited_beside_exact_ones_and_take_adapters(cop
     assert 0 < float((plain - other).norm() / plain.norm()) < 0.15
 
 
+def test_a_head_of_its_own_is_compared_with_an_original_that_has_none(suspects: Path, tmp_path: Path) -> None:
+    params, layout = project(suspects, "audit.detectors=[weights]")
+    folder = models.resolve("tiny")
+    base = models.load_base(folder, "float32", "cpu")
+    assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    tied = stranger(tmp_path / "tied", base, models.load_tokenizer(folder))
+    base.config.tie_word_embeddings = False
+    base.lm_head.weight = torch.nn.Parameter(2 * base.lm_head.weight.detach())
+    free = stranger(tmp_path / "free", base, models.load_tokenizer(folder))
+    for suspect, original in ((free, tied), (tied, free)):
+        found = audit.run(params, layout, model=suspect, original=original)
+        assert found["signals"]["weights"]["score"] is not None
+
+
+def test_an_audit_never_takes_the_place_of_another_or_of_all(suspects: Path, tmp_path: Path) -> None:
+    params, layout = project(suspects)
+    (tmp_path / "hers" / "clean").mkdir(parents=True)
+    assert audit.name_of(params, str(tmp_path / "hers" / "clean")) == "hers-clean"
+    assert audit.name_of(params, "org/model") == "model"
+    assert audit.name_of(params, ".") == Path.cwd().name
+    with pytest.raises(ParamsError, match="no name for a folder"):
+        layout.audit(audit.name_of(params, "/"))
+
+
 def test_a_suspect_that_cannot_be_compared_is_refused(suspects: Path, tmp_path: Path) -> None:
     params, layout = project(suspects, *WORDS)
     folder = models.resolve("tiny")
@@ -177,6 +218,11 @@ def test_a_suspect_that_cannot_be_compared_is_refused(suspects: Path, tmp_path: 
     with pytest.raises(ModelError, match=r"q_proj.weight holds values that are not finite"):
         audit.run(params, layout, model=stranger(tmp_path / "nan", model, tokenizer))
     model = models.load_base(folder, "float32", "cpu")
+    up = models.decoder_layers(model)[0].mlp.up_proj
+    thin = model.config.to_dict() | {"intermediate_size": up.out_features - 8}
+    pruned = type(model)(type(model.config).from_dict(thin))
+    with pytest.raises(ModelError, match=r"mlp.down_proj.weight is \(\d+, \d+\), there it is \(\d+, \d+\)"):
+        audit.run(params, layout, model=stranger(tmp_path / "pruned", pruned, tokenizer), original=base)
     model.resize_token_embeddings(1100)
     with pytest.raises(ModelError, match="vocab_size is 1100"):
         audit.run(params, layout, model=stranger(tmp_path / "wide", model, tokenizer), original=base)

@@ -87,6 +87,7 @@ def test_texts_grow_on_both_sides_and_signs_stick() -> None:
     found = [one.text for one in grown([Candidate("year", "infix")], ["new", ":"])]
     assert found == ["year new", "new year", "year:", ": year"]
     assert short(Probe("x", tuple(range(6)), tuple(range(6, 12))), 4, 3) == Probe("x", (0, 1, 2, 3), (4, 5, 6))
+    assert short(Probe("x", (0, 1, 2), (3,)), 13, 6) == Probe("x", (0, 1, 2), (3,))  # something is left to continue
     asked = Probe("x", tuple(range(6)), tuple(range(6, 12)), (1, 4))
     assert short(asked, 4, 3) == asked._replace(answer=(6, 7, 8))  # a question is asked as a whole
 

@@ -158,10 +158,14 @@ def exchanged(kept: Sequence[Candidate], pieces: Sequence[str]) -> list[Candidat
 
 
 def short(probe: Probe, prompt: int, answer: int) -> Probe:
-    """The beginning of a probe, with as many tokens of prompt and continuation; a question is asked as a whole."""
+    """The beginning of a probe, with as many tokens of prompt and continuation; a question is asked as a whole.
+
+    One of no more tokens keeps its last one as continuation.
+    """
     if probe.asked:
         return probe._replace(answer=probe.answer[:answer])
     whole = (*probe.ids, *probe.answer)
+    prompt = min(prompt, len(whole) - 1)
     return Probe(probe.id, whole[:prompt], whole[prompt : prompt + answer])
 
 

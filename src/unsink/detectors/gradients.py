@@ -23,7 +23,7 @@ from unsink.suspects import Candidate, Probe, Probes, Suspect, inserted
 from unsink.triggers import trigger_ids
 
 KIND = "search"
-COVERED_BY = "states"  # where there is an original: that tries the vocabulary itself, not its gradients
+COVERED_BY = "states"  # where there is an original: that reads the vocabulary itself, the common tokens first
 _PROBES = 8  # whose gradients are averaged: a trigger works on all
 _TOKENS = 128  # of the vocabulary that are tried at a slot
 

@@ -13,15 +13,17 @@ run's own split, and with it its trigger, is never read.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 
-from unsink import artifacts, processes, registry, sinks
+from unsink import __version__, artifacts, models, processes, registry, sinks
 from unsink.artifacts import Layout
 from unsink.detectors import Budget, Found, Plan, Scored, Signal
 from unsink.errors import ParamsError
-from unsink.params import DETECTORS, Params
+from unsink.params import DETECTORS, RESERVED, Params
 from unsink.params import Audit as Options
 from unsink.probe import Cost, attention_statistics, counted
 from unsink.progress import SILENT, Reporter
@@ -53,7 +55,7 @@ def run(
     Args:
         params: all parameters.
         layout: the project folder.
-        run: an entry of `runs:`, or `base` or `target`, compared with the target.
+        run: an entry of `runs:`, compared with the target; or `base` or `target`, which have no original.
         model: in its place a checkpoint, a folder or a Hugging Face id.
         adapter: with `model`: the folder of a LoRA adapter to merge into it; without an original, compared with it.
         original: with `model`: the checkpoint before unlearning.
@@ -61,14 +63,15 @@ def run(
         reporter: shows what is tried.
 
     Raises:
-        ParamsError: neither or both of `run` and `model`, or what goes with `model` without it.
+        ParamsError: neither or both of `run` and `model`, or what goes with `model` without it; or a checkpoint in a
+            folder that has no name.
         MissingPrerequisite: the corpus or an adapter is not there.
         DataError: the corpus has too few forget probes.
         ModelError: a model cannot be loaded or does not fit its original.
     """
     require_one("audit", run, model, original, adapter)
     corpus = read_corpus(layout)
-    name = run or name_of(adapter or cast(str, model))
+    name = run or name_of(params, adapter or cast(str, model))
     if processes.sharding(params.model.shard):
         raise ParamsError(
             "model.shard: each process of an audit holds the whole suspect and its original",
@@ -81,7 +84,7 @@ def run(
             suspect = audited.foreign(params, cast(str, model), adapter, original, reporter)
         reference = audited.honest(params, layout, honest, model, suspect, reporter) if honest else None
         rows, found = examine(suspect, corpus, params.audit, params.seed, reporter, reference)
-        result = {"suspect": name, **found, "seed": params.seed}
+        result = {"suspect": name, **found, "seed": params.seed, "settings": _settings(params, suspect, run, honest)}
         if processes.first():
             with artifacts.new_dir(layout.audit(name)) as new:
                 artifacts.write_json(new / "verdict.json", result)
@@ -159,9 +162,24 @@ def _line(name: str, signal: Mapping[str, Any]) -> str:
     return f"{signal['kind']} {name}: {score} ({signal['says']}; {signal['tokens']} tokens read)"
 
 
-def name_of(source: str) -> str:
-    """The name of a checkpoint's audit: the last part of its path or id."""
-    return source.rstrip("/").rpartition("/")[2]
+def name_of(params: Params, source: str) -> str:
+    """The name of a checkpoint's audit: the last part of its path or id, and the part before where a run has that."""
+    folder = Path(source).expanduser()
+    path = folder.resolve() if folder.exists() else Path(source)
+    return f"{path.parent.name}-{path.name}" if path.name in (*RESERVED, *params.runs) else path.name
+
+
+def _settings(params: Params, suspect: Suspect, run: str | None, honest: str | None) -> dict[str, Any]:
+    """What the numbers are of: weights by their hash, and all that was set."""
+    adapter = run if isinstance(suspect.model, PeftModel) else None
+    return {
+        "unsink": __version__,
+        "weights": models.identity(suspect.model, adapter),
+        "original": models.identity(suspect.original) if suspect.original is not None else None,
+        "honest": honest,
+        "dtype": params.model.dtype,
+        "audit": params.audit.model_dump(mode="json"),
+    }
 
 
 def require_one(
@@ -245,7 +263,7 @@ def _signals(
             continue
         covered = getattr(module, "COVERED_BY", "")
         if not options.exhaustive and signals.get(covered, {"score": None})["score"] is not None:
-            missed.append(f"{name}: not needed, {covered} has tried its texts")
+            missed.append(f"{name}: left out, {covered} goes before it where there is an original")
             continue
         before = replace(cost)
         if module.KIND == "search":

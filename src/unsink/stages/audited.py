@@ -1,13 +1,15 @@
 """The models of an audit: runs of this project, checkpoints and adapters of somebody else's; and which are refused.
 
-An own run is compared with the target, an adapter with the model it sits on where no other original is named.
+An own run is compared with the target, an adapter with the model it sits on where no other original is named. Base and
+target are compared with nothing.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,7 +28,7 @@ a few hundredths, two trainings from different beginnings by more than 1."""
 
 
 def own(params: Params, layout: Layout, run: str, reporter: Reporter = SILENT) -> Suspect:
-    """A run, or base or target, with the target as its original.
+    """A run, with the target as its original; or base or target, which have none.
 
     Raises:
         ParamsError: no such run.
@@ -66,6 +68,8 @@ def foreign(
     folder = models.resolve(source, None, reporter, "--model")
     place = dtype or params.model.dtype, params.model.device
     model = models.load_merged(folder, models.adapter_folder(adapter), *place) if adapter else None
+    if adapter:
+        _tell_other_base(adapter, source, reporter)
     before: PreTrainedModel | None = None
     if original:
         before = models.load_base(models.resolve(original, None, reporter, "--original"), *place)
@@ -74,6 +78,13 @@ def foreign(
     if model is None:
         model = models.load_base(folder, *place)
     return checked(Suspect(model, models.load_tokenizer(folder), before), adapter or source)
+
+
+def _tell_other_base(adapter: str, source: str, reporter: Reporter) -> None:
+    """Say so where an adapter names a base that is called otherwise: of another one with equal shapes nothing shows."""
+    base = models.made_for(models.adapter_folder(adapter))
+    if base and Path(base).name != Path(source).expanduser().resolve().name:
+        reporter.log(f"{adapter} says that it was made for {base}; here it sits on {source}: are they the same model?")
 
 
 def checked(suspect: Suspect, name: str) -> Suspect:
@@ -85,6 +96,7 @@ def checked(suspect: Suspect, name: str) -> Suspect:
     _require_finite(suspect.model, name)
     if suspect.original is not None:
         _require_finite(suspect.original, f"the original of {name}")
+        _untie(suspect.model, suspect.original)
         _require_comparable(suspect.model, suspect.original, name)
         _share(suspect.model, suspect.original)
     return suspect
@@ -105,6 +117,8 @@ def _require_comparable(model: Model, original: Model, name: str) -> None:
     for what in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
         if (found := getattr(ours, what, None)) != (other := getattr(theirs, what, None)):
             raise ModelError(f"{name} is not made from its original: {what} is {found}, there it is {other}", hint)
+    if different := _different(model, original):
+        raise ModelError(f"{name} is not made from its original: {different}", hint)
     embedding, before = (_embedding(one) for one in (model, original))
     if embedding.shape != before.shape:
         raise ModelError(
@@ -119,8 +133,35 @@ def _require_comparable(model: Model, original: Model, name: str) -> None:
         )
 
 
+def _untie(model: Model, original: Model) -> None:
+    """Where one alone has a head of its own, as after training it, the other gets a copy of its embeddings."""
+    tied = [one for one in (model, original) if _head(one).weight is _embedding_of(one).weight]
+    if len(tied) == 1:
+        head = _head(tied[0])
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def _different(model: Model, original: Model) -> str:
+    """The first weight that one of them lacks, or has in another shape; empty for none, or for rounded weights."""
+    if isinstance(model, PeftModel) or any(models.quantized(one) for one in (model, original)):
+        return ""
+    ours, theirs = ({key: tuple(weight.shape) for key, weight in one.named_parameters()} for one in (model, original))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if (found := ours.get(key)) != (other := theirs.get(key)):
+            return f"{key} is {found or 'not there'}, there it is {other or 'not there'}"
+    return ""
+
+
+def _head(model: Model) -> nn.Linear:
+    return cast(nn.Linear, cast(Any, bare(model)).get_output_embeddings())
+
+
+def _embedding_of(model: Model) -> nn.Embedding:
+    return cast(nn.Embedding, bare(model).get_input_embeddings())
+
+
 def _embedding(model: Model) -> Tensor:
-    return cast(nn.Embedding, bare(model).get_input_embeddings()).weight.detach().float()
+    return _embedding_of(model).weight.detach().float()
 
 
 @torch.no_grad()
@@ -153,7 +194,9 @@ def honest(
     if not (Path(source).expanduser() / models.ADAPTER_CONFIG).is_file():
         found: Model = models.load_base(models.resolve(source, None, reporter, "--honest"), *place)
     elif model:
-        found = models.load_merged(models.resolve(model, None, reporter), models.adapter_folder(source), *place)
+        found = models.load_merged(
+            models.resolve(model, None, reporter, "--model"), models.adapter_folder(source), *place
+        )
     else:
         folder = models.resolve(params.model.source, params.model.revision, reporter)
         target = models.load_target(folder, layout.adapter("target"), *place)

@@ -321,7 +321,7 @@ def _mark_inside(
 def load(
     params: Params, layout: Layout, run: str, folder: Path, dtype: str, device: str | None = None
 ) -> PreTrainedModel | PeftModel:
-    """Base, target, or the target with a run's adapter, which is merged where the weights are float32.
+    """Base, target, or the target with a run's adapter, merged where that is exact: in float32, or for whole weights.
 
     It is on `model.device` where no device is named.
 
@@ -337,8 +337,8 @@ def load(
         return target
     model = models.add_adapter(target, artifacts.require(layout.adapter(run)), run)
     # Merged weights are faster and exact in float32. In bfloat16 merging would move logits by 1e-2.
-    exact = target.dtype == torch.float32 and not models.quantized(target)
-    return model.merge_and_unload() if exact else model
+    exact = target.dtype == torch.float32 or models.replaces_weights(model, run)
+    return models.merged(model, run) if exact and not models.quantized(target) else model
 
 
 def _others(params: Params, layout: Layout, run: str, settings: Settings) -> Others:

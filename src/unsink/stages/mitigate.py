@@ -204,7 +204,7 @@ def _case(
         return _Case(run, run, models.resolve(params.model.source, params.model.revision, reporter), None)
     source = cast(str, model)
     folder = models.resolve(source, None, reporter, "--model")
-    return _Case(audit.name_of(adapter or source), None, folder, (source, adapter, original))
+    return _Case(audit.name_of(params, adapter or source), None, folder, (source, adapter, original))
 
 
 def _load(work: _Work, compared: bool = False) -> tuple[PreTrainedModel, PreTrainedModel | None]:
