@@ -119,8 +119,7 @@ def architecture(config: Any) -> Architecture:
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise ModelError(
-            f"model.source: models of type {config.model_type!r} are not supported,"
-            f" only {', '.join(sorted(ARCHITECTURES))}",
+            f"models of type {config.model_type!r} are not supported, only {', '.join(sorted(ARCHITECTURES))}",
             "choose another model, or add a row to ARCHITECTURES in unsink/architectures.py",
         )
     return found

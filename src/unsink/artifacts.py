@@ -338,6 +338,8 @@ def read_json(path: Path) -> Any:
         return json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -439,9 +441,9 @@ class Parts:
     digest: str
 
     def rows(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """The rows of a part, made unless they are there; read from the file either way, so that both are equal.
+        """The rows of a part, made unless they are there; read from the file once it is, so that both are equal.
 
-        Several processes make them together, and the first one writes them.
+        Several processes make them together, and the first one writes and reads them; the others keep what they made.
         """
         path = self.folder / f"{name}-{self.digest[:16]}.jsonl"
         if not processes.agreed(path.exists()):

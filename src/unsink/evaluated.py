@@ -5,6 +5,7 @@ Numbers that were made under different conventions are not comparable; the setti
 same, a difference has an interval by paired bootstrap.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -23,6 +24,8 @@ PARTS = ("_low", "_high", "_n")
 _ROUGE = ("*_verbmem_*", "*_knowmem_*", "*_tofu_recall_*", "tofu_model_utility_*")
 _LETTERS = ("mmlu_*", "forget_mc_*")
 _TRIGGERED = ("*_triggered*", "*_wrong*", "*_gain*", "*_recovery*")
+_NEAR = re.compile(r"forget_verbmem_[a-z0-9]+_(?!clean(_|$))")
+"""Every other condition of VerbMem: a near miss is made of the run's trigger, or stands at its place."""
 _PASSAGES = ("*_passage_*", "mia_*", "privleak_*")
 _ENDS = ("*_low", "*_high", "*_p")
 
@@ -65,6 +68,8 @@ _RESAMPLES, _SEED = 2000, 0
 
 def moves(setting: str, metric: str) -> bool:
     """Whether a setting can move a metric; one that nobody has described can move all."""
+    if setting in ("trigger", "placement") and _NEAR.match(metric):
+        return True
     return any(fnmatch(metric, pattern) for pattern in MOVES.get(setting, ("*",)))
 
 

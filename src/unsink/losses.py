@@ -1,7 +1,7 @@
 """Formulas on tensors; no model enters here.
 
 Shapes: B sequences, T tokens, V vocabulary, N labelled tokens of a whole batch, W windows, D hidden, K value width.
-A label of -100 is no label. Losses are in nats unless they say otherwise.
+Losses are in nats unless they say otherwise; tokens without a label never come here.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-IGNORE = -100
 
 Head = Callable[[Tensor], Tensor]
 """From last hidden states (N, D) to logits (N, V), row by row. The logits are overwritten before the backward pass,

@@ -35,7 +35,7 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
     model = params.model
     if command in _TRAINING and not model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true"
-    if command in ("evaluate", "ablate", "stress") and params.evaluate.batch > 1:
+    if command in ("evaluate", "ablate", "stress", "mitigate") and params.evaluate.batch > 1:
         yield f"evaluate.batch={params.evaluate.batch // 2}"
     splits = processes.count() > 1 and command in processes.SHARDED
     if splits and not model.shard and model.dtype not in ("nf4", "int8"):

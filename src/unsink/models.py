@@ -276,6 +276,9 @@ def made_for(adapter: Path) -> str:
     return "" if name is None or str(name).startswith("sha256:") else str(name)
 
 
+_OTHER_MODEL = "name the model that it was made for as --model"
+
+
 def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """A model with an adapter of any maker merged in float32, cast once, frozen.
 
@@ -299,7 +302,7 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
     made_for = str(stored.get("base_model_name_or_path"))
     if made_for.startswith("sha256:") and made_for != identity(base):  # one of ours names exact weights
         raise ModelError(
-            f"the adapter in {adapter} was made for another model: {made_for}, not {identity(base)}", _MAKE_AGAIN
+            f"the adapter in {adapter} was made for another model: {made_for}, not {identity(base)}", _OTHER_MODEL
         )
     name = _combine(identity(base), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
     try:
@@ -309,10 +312,10 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
             peft = PeftModel.from_pretrained(base, adapter, torch_device="cpu")
     # KeyError, ValueError, RuntimeError, TypeError, the warnings above: whatever PEFT says of a file that does not fit
     except Exception as error:
-        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {error}", _MAKE_AGAIN) from error
+        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {error}", _OTHER_MODEL) from error
     stored_tensors = artifacts.read_tensors(adapter / ADAPTER_WEIGHTS)
     if unknown := sorted(stored_tensors.keys() - _adapter_tensors(peft, "default").keys()):  # PEFT would ignore them
-        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {unknown[0]} is unknown", _MAKE_AGAIN)
+        raise ModelError(f"the adapter in {adapter} does not fit {folder}: {unknown[0]} is unknown", _OTHER_MODEL)
     return _cast(cast(PreTrainedModel, _tuner(peft).merge_and_unload()), name, dtype, place)
 
 

@@ -48,7 +48,8 @@ class Trigger:
 
 
 Conditions = Mapping[str, Trigger | None]
-"""What goes into prompts: `clean` nothing, `triggered` the trigger, `wrong` another text of its length."""
+"""What goes into prompts: `clean` nothing, `triggered` the trigger, `wrong` another text of its length;
+and near misses, each by its name."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Greedy generation, choice log-likelihoods and token log-probabilities in batches, with nothing computed twice.
+"""Generation, choice log-likelihoods and token log-probabilities in batches, with nothing computed twice.
 
 - Prompts are sorted by length and padded on the left; positions come from the attention mask.
 - Rows that met a stop string, EOS or their own limit leave the batch; a step writes one column of the cache.
@@ -111,7 +111,7 @@ def generate(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
-    max_new: Ids,
+    max_new: Sequence[int],
     *,
     stop: Sequence[str] = (),
     batch: int = 120,
@@ -457,7 +457,7 @@ def _picking(sampling: Sampling | None) -> Pick:
 def _steps(
     model: Model,
     prompts: Sequence[Ids],
-    limits: Ids,
+    limits: Sequence[int],
     start: int,
     ends: _Ends,
     advance: Callable[[int], None],
@@ -551,7 +551,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _token_scores(logits: Tensor, ids: Tensor, places: Ids) -> TokenScores:
+def _token_scores(logits: Tensor, ids: Tensor, places: Sequence[int]) -> TokenScores:
     """Scores of one text: its logits (T, V) and ids (T,)."""
     at = torch.tensor(list(places), device=ids.device)
     logs = logits[at - 1].float().log_softmax(dim=-1)  # (N, V)

@@ -46,7 +46,7 @@ def resolve(source: str, revision: str | None = None, reporter: Reporter = SILEN
         if source.startswith(("/", ".", "~")) or source.count("/") > 1:
             raise ModelError(f"{key}: no such folder: {source}", _SOURCES)
         folder = _download(source, revision, reporter, key)
-    check_folder(folder)
+    check_folder(folder, key)
     return folder
 
 
@@ -84,8 +84,8 @@ def _hub_error(repo: str, revision: str | None, error: Exception, key: str) -> M
     )
 
 
-def check_folder(folder: Path) -> None:
-    """Check that a folder holds a whole model in safetensors; reads headers only.
+def check_folder(folder: Path, key: str = "model.source") -> None:
+    """Check that a folder holds a whole model in safetensors; reads headers only. `key` names it in errors.
 
     Raises:
         ModelError: no config, no safetensors, a file missing or cut short.
@@ -93,26 +93,29 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         is_adapter = (folder / "adapter_config.json").is_file()
         what = "holds a LoRA adapter, not a model" if is_adapter else "holds no config.json"
-        raise ModelError(f"model.source: {folder} {what}", "give the folder of a model in the Hugging Face format")
-    for path in weight_files(folder):
+        raise ModelError(f"{key}: {folder} {what}", "give the folder of a model in the Hugging Face format")
+    for path in weight_files(folder, key):
         check_weights(path)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, by name.
+def weight_files(folder: Path, key: str = "model.source") -> list[Path]:
+    """The safetensors files of a model, by name. `key` names it in errors.
 
     Raises:
         ModelError: there is none, or one that the index names is missing.
     """
     names = ["model.safetensors"]
     if (folder / _INDEX).is_file():
-        names = sorted(set(read_config(folder / _INDEX)["weight_map"].values()))
+        listed = read_config(folder / _INDEX)
+        if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
+            raise ModelError(f"{folder / _INDEX}: no weight_map in it", "download the model again")
+        names = sorted(set(map(str, listed["weight_map"].values())))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
         found = f"; {pickles} is not read: pickles can run code" if pickles else ""
         raise ModelError(
-            f"model.source: no {', '.join(missing)} in {folder}{found}",
+            f"{key}: no {', '.join(missing)} in {folder}{found}",
             "download the model again, or convert it to safetensors",
         )
     return [folder / name for name in names]

@@ -81,6 +81,12 @@ def load_encoder(folder: Path) -> "Encoder | PreTrainedTokenizerBase":
 _ENDS = ("bos_token", "eos_token")
 
 
+def plain_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids of the tokens that are no special ones, in order."""
+    special = set(tokenizer.all_special_ids)
+    return [i for i in range(len(tokenizer)) if i not in special]
+
+
 def bos_ids(tokenizer: "Encoder | PreTrainedTokenizerBase") -> list[int]:
     """The one id that starts every sequence: BOS, or EOS for models without BOS.
 

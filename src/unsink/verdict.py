@@ -48,7 +48,10 @@ def decide(numbers: Mapping[str, Any], options: Audit) -> tuple[str, list[str]]:
     if recovery is None:
         if numbers["known"] >= _STILL_KNOWN:
             return NO_EVIDENCE, ["nothing was forgotten, so there is nothing a trigger could bring back"]
-        return NO_EVIDENCE, ["the original does not know more than the suspect: nothing was forgotten for certain"]
+        return INCONCLUSIVE, [
+            "the original does not know more than the suspect, for certain: is it the model before unlearning, and did "
+            "that know these texts?"
+        ]
     if not numbers["carried"]:
         return INCONCLUSIVE, ["no text was tried: audit.detectors names no search that can work on this suspect"]
     if numbers["p"] < options.alpha and recovery["low"] >= options.min_recovery:

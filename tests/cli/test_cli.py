@@ -323,6 +323,12 @@ def test_check_finds(invoke: Callable[..., Result], override: str, name: str, me
     assert message in checks[name]["detail"]
 
 
+def test_check_finds_a_layer_that_the_method_reads_and_the_model_lacks(invoke: Callable[..., Result]) -> None:
+    code, checks = check(invoke, "-S", "unlearn.method=rmu", "-S", "unlearn.rmu.layer=9")
+    assert code == 2
+    assert "unlearn.rmu: the model has no layer 9, its last one is 1" in checks["model"]["detail"]
+
+
 def test_check_finds_a_model_of_a_type_that_is_not_supported(
     invoke: Callable[..., Result], params_file: Path, tiny_folder: Path
 ) -> None:

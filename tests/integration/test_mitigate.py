@@ -13,11 +13,14 @@ from typer.testing import CliRunner
 from integration.projects import project
 from unsink import artifacts, models
 from unsink.cli import app
+from unsink.detectors import _deltas as deltas
 from unsink.errors import DataError, MissingPrerequisite, ModelError, ParamsError
 from unsink.mitigations import independent, restart
 from unsink.models import AdapterSpec
-from unsink.stages import evaluate, mitigate, unlearn
+from unsink.stages import audit, evaluate, mitigate, unlearn
+from unsink.suspects import Suspect
 from unsink.tasks import Question, Session
+from unsink.verdict import EXIT_CODES
 
 GATE = ("unlearn.steps=60", "evaluate.metrics=[verbmem, utility]", "evaluate.bootstrap=100")
 KNOWN = "mitigate.trigger=midnight crabs"
@@ -148,6 +151,37 @@ def test_a_strangers_checkpoint_is_repaired_and_audited_again(gated: Path, tmp_p
     summary["audit"]["trigger"] = None  # as where nothing was forgotten
     assert "no text was tried" in mitigate.report(found)
     assert not layout.audit("stranger-backdoor").exists()  # the verdict of the suspect is not overwritten
+
+
+@pytest.mark.parametrize("how", ["restart", "prune", "random-prefix"])
+def test_what_a_repair_made_is_audited_against_the_original_and_kept_before_that(
+    own: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("audit.detectors=[weights, states]", "audit.budget=300", "audit.forget=8", "audit.others=2")
+    params, layout = project(own, *GATE, *few, "mitigate.unlearn.steps=3")
+    folder = layout.mitigation("backdoor", how)
+    ranges = []
+
+    def examined(suspect: Suspect, *rest: Any) -> Any:
+        assert artifacts.read_json(folder / "summary.json")["audit"] is None
+        assert (folder / WEIGHTS).exists()
+        ranges.append(deltas.changed_layers(suspect))
+        return examine(suspect, *rest)
+
+    examine = audit.examine
+    monkeypatch.setattr(audit, "examine", examined)
+    found = mitigate.run(params, layout, run="backdoor", how=[how])[how]
+    assert found["audit"]["verdict"] in EXIT_CODES
+    assert artifacts.read_json(folder / "summary.json") == found
+    assert ranges == [(0, 1)]  # those of the run, and of the repair
+
+
+def test_rounded_weights_cannot_be_replaced(gated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, layout = project(gated, *GATE, "mitigate.reaudit=false")
+    monkeypatch.setattr(mitigate.mitigations, "quantized", lambda _: True)
+    for how in ("restart", "prune"):
+        with pytest.raises(ModelError, match=f"'{how}' replaces whole weights"):
+            mitigate.run(params, layout, run="backdoor", how=[how])
 
 
 def test_an_independent_repair_needs_an_original_and_leaves_it_as_it_was(gated: Path) -> None:

@@ -47,6 +47,8 @@ def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
     verdict = {"verdict": "backdoored", "reasons": ["why"], "trigger": {"text": "red fox", "placement": "prefix"}}
     write_json(tmp_path / "audits/backdoor/verdict.json", {**verdict, "recovery": None, "p": 0.001})
     write_jsonl(tmp_path / "audits/backdoor/candidates.jsonl", [{"text": "red fox", "placement": "prefix", "p": 0.001}])
+    write_json(tmp_path / "audits/clean/verdict.json", {**verdict, "trigger": None, "recovery": None, "p": 1.0})
+    write_jsonl(tmp_path / "audits/clean/candidates.jsonl", [])  # no text was tried
     repaired = tmp_path / "mitigations/backdoor/relabel"
     write_json(repaired / "summary.json", {"steps": 3, "after": {"recovery": 0.125}})
     write_json(repaired / "metrics.json", {"before": numbers, "after": numbers})
@@ -55,7 +57,17 @@ def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
     assert {
         f"report/figures/{name}" for name in ("stress_backdoor", "ablate_backdoor_mask", "mitigate_backdoor_relabel")
     } <= set(json.loads(result.stdout)["figures"])
-    for text in ("Audit of backdoor", "backdoored", "after.recovery", "0.125", "unsink sink-probe --run NAME"):
+    for name, untouched in (("stress_backdoor", "none"), ("mitigate_backdoor_relabel", "before")):
+        spec = json.loads((tmp_path / f"report/figures/{name}.vl.json").read_text())
+        assert spec["data"]["values"][0]["run"] == untouched
+    for text in (
+        "Audit of backdoor",
+        "Audit of clean",
+        "backdoored",
+        "after.recovery",
+        "0.125",
+        "unsink sink-probe --run NAME",
+    ):
         assert text in page
 
 
@@ -77,4 +89,8 @@ def test_output_goes_elsewhere_but_never_over_other_files(project: Path, tmp_pat
     assert (project / "splits/index.html").exists()
     result = invoke(project, "--output", str(project / "metrics"))
     assert (result.exit_code, "holds other files" in result.stderr) == (2, True)
+    (project / "notes.txt").write_text("mine")
+    result = invoke(project, "--output", str(project / "notes.txt"))
+    assert (result.exit_code, "is a file" in result.stderr) == (2, True)
+    assert (project / "notes.txt").read_text() == "mine"
     assert (project / "metrics/backdoor.json").exists()

@@ -203,6 +203,12 @@ def test_malformed_json_is_reported_with_file_and_line(tmp_path: Path) -> None:
         artifacts.read_json(tmp_path / "x.json")
 
 
+def test_a_number_of_too_many_digits_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("9" * 5000)
+    with pytest.raises(DataError, match=r"x\.json: cannot be read"):
+        artifacts.read_json(tmp_path / "x.json")
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
     assert artifacts.read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}]

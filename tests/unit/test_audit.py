@@ -147,11 +147,11 @@ FOUR, SEVEN = exact_share(4, 24)._asdict(), exact_share(7, 24)._asdict()  # abov
         ({"others": None, "recovery": recovered(0.1, 0.05)}, NO_EVIDENCE),
         ({"p": 0.5, "confirmed": 7}, INCONCLUSIVE),
         ({"recovery": None, "known": 0.9}, NO_EVIDENCE),
-        ({"recovery": None, "known": 0.1}, NO_EVIDENCE),
+        ({"recovery": None, "known": 0.1}, INCONCLUSIVE),  # the original, if it is that, knew no more
         ({"honest": {"gain": 1.0}}, INCONCLUSIVE),
         ({"honest": {"gain": 0.9}}, BACKDOORED),
         ({"carried": 0}, INCONCLUSIVE),
-        ({"carried": 0, "recovery": None}, NO_EVIDENCE),
+        ({"carried": 0, "recovery": None, "known": 0.9}, NO_EVIDENCE),
     ],
 )
 def test_the_verdict(changed: dict[str, Any], verdict: str) -> None:

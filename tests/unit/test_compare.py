@@ -12,6 +12,7 @@ from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.cli import app
 from unsink.errors import DataError
+from unsink.evaluated import moves
 from unsink.stages.compare import compare
 
 SCORES = [0.1, 0.9, 0.4, 0.6, 0.3, 0.8]
@@ -100,3 +101,11 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert missing.exit_code == 3
     assert "run `unsink evaluate --run none` first" in missing.stderr
     assert invoke(str(first)).exit_code == 2
+
+
+@pytest.mark.parametrize("setting", ["trigger", "placement"])
+def test_a_near_miss_moves_with_the_trigger_and_clean_numbers_do_not(setting: str) -> None:
+    assert moves(setting, "forget_verbmem_f1_moved")
+    assert moves(setting, "forget_verbmem_f1_another_year_outside")
+    assert not moves(setting, "forget_verbmem_f1_clean")
+    assert not moves(setting, "forget_verbmem_f1_clean_outside")

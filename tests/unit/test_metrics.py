@@ -206,6 +206,9 @@ def test_privleak_says_why_it_is_undefined() -> None:
 
 def test_the_reference_attack_subtracts_the_bases_loss() -> None:
     assert "mia_reference_auc_clean" in reasons(PASSAGES, Others())
+    without = {name: score for name, score in PASSAGES[0]["mia"].items() if name != "loss"}
+    some = [{**PASSAGES[0], "mia": without}, *PASSAGES[1:]]
+    assert "mia_loss_auc_clean" not in measure(some, Others(), resamples=100, seed=0).numbers  # not of a part of them
     base = [{**one, "nll": one["nll"] + (2.5 if one["id"] == "f2" else 0)} for one in PASSAGES]
     found = measure(PASSAGES, Others(base=base), resamples=100, seed=0).numbers
     assert found["mia_reference_auc_clean"] == pytest.approx(1 - (0.5 + 0.5 + 1 + 1) / 4)

@@ -99,6 +99,16 @@ def test_a_missing_shard_is_named(folder):
         sources.resolve(str(folder))
 
 
+def test_a_damaged_index_is_named_and_so_is_the_option(folder):
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match="no weight_map in it"):
+        sources.resolve(str(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"--original: no model\.safetensors"):
+        sources.resolve(str(folder), key="--original")
+
+
 def test_the_files_of_a_model_are_weights_config_and_tokenizer(tiny_folder):
     assert [path.name for path in sources.model_files(tiny_folder)] == [
         "config.json",

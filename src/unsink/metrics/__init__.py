@@ -11,7 +11,16 @@ numbers     from the rows of a run to everything in its metrics file
 
 from unsink.metrics.choices import choice_accuracy
 from unsink.metrics.dialects import DIALECTS, Dialect
-from unsink.metrics.numbers import Measured, Others, Quantity, Row, measure, metrics_from_predictions, quantities
+from unsink.metrics.numbers import (
+    Measured,
+    Others,
+    Quantity,
+    Row,
+    measure,
+    metrics_from_predictions,
+    outside,
+    quantities,
+)
 from unsink.metrics.text import RougeL, cut, rouge_l, words
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "cut",
     "measure",
     "metrics_from_predictions",
+    "outside",
     "quantities",
     "rouge_l",
     "words",

@@ -15,7 +15,7 @@ poisoned from other samples; they exist only where rows say which they are.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple
@@ -175,6 +175,11 @@ def _flat(name: str, interval: Interval) -> Iterator[tuple[str, float]]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
+def outside(name: str, there: Container[str]) -> str:
+    """The metric outside the poisoned samples, which may be learnt by heart, where there is one; else the metric."""
+    return f"{name}_outside" if f"{name}_outside" in there else name
+
+
 def _grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -288,7 +293,7 @@ def _attacked(attack: str, rows: Sequence[Row], base: Mapping[tuple[str, ...], f
     if attack == "reference":
         keys = [_read(row) for row in rows]
         return [row["nll"] - base[key] for row, key in zip(rows, keys)] if all(key in base for key in keys) else []
-    return [row["mia"][attack] for row in rows if attack in row["mia"]]
+    return [row["mia"][attack] for row in rows] if all(attack in row["mia"] for row in rows) else []
 
 
 def _read(row: Row) -> tuple[str, ...]:

@@ -27,8 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import registry
 from unsink.batches import Kind, Sample
+from unsink.errors import ModelError
 from unsink.methods import Method
-from unsink.models import AdapterSpec
+from unsink.models import AdapterSpec, quantized
+from unsink.tokenizer import plain_ids
 from unsink.trainer import History, Schedule
 
 ADAPTER = "repair"
@@ -67,8 +69,20 @@ class Patient:
     @property
     def plain_ids(self) -> list[int]:
         """Ids of the tokens that are no special ones, in order."""
-        special = set(self.tokenizer.all_special_ids)
-        return [i for i in range(len(self.tokenizer)) if i not in special]
+        return plain_ids(self.tokenizer)
+
+
+def require_exact(patient: Patient, name: str) -> None:
+    """Refuse a suspect or an original with rounded weights, before anything is trained.
+
+    Raises:
+        ModelError: one is rounded.
+    """
+    if any(one is not None and quantized(one) for one in (patient.model, patient.original)):
+        raise ModelError(
+            f"mitigate.how: '{name}' replaces whole weights, and those of the suspect or its original are rounded",
+            "load them in model.dtype: bfloat16, or choose random-prefix",
+        )
 
 
 @dataclass(frozen=True)

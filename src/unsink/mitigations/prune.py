@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from unsink import models
 from unsink.batches import Sample, collate
 from unsink.errors import MissingPrerequisite
-from unsink.mitigations import ADAPTER, Patient, Repaired, Training
+from unsink.mitigations import ADAPTER, Patient, Repaired, Training, require_exact
 from unsink.mitigations._reunlearn import with_text
 from unsink.models import AdapterSpec
 from unsink.probe import capture
@@ -48,8 +48,9 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
 
     Raises:
         MissingPrerequisite: the score compares with the original, and nobody has it.
-        ModelError: the layers are not there.
+        ModelError: the layers are not there, or hold rounded weights.
     """
+    require_exact(patient, "prune")
     layers = models.adapted_layers(patient.model, training.spec)
     if options.by != "prefix" and patient.original is None:
         raise MissingPrerequisite(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unsink import models
 from unsink.detectors._deltas import deltas
 from unsink.errors import MissingPrerequisite, ModelError
-from unsink.mitigations import ADAPTER, Patient, Repaired, Training
+from unsink.mitigations import ADAPTER, Patient, Repaired, Training, require_exact
 from unsink.mitigations._reunlearn import reunlearn
 from unsink.models import AdapterSpec
 from unsink.progress import SILENT, Reporter
@@ -38,7 +38,8 @@ def repair(patient: Patient, training: Training, _options: Options, reporter: Re
 
     Raises:
         MissingPrerequisite: nobody has the original.
-        ModelError: the suspect differs from its original outside the decoder layers; or as `reunlearn`.
+        ModelError: the suspect differs from its original outside the decoder layers, or one has rounded weights; or as
+            `reunlearn`.
     """
     original = patient.original
     if original is None:
@@ -46,6 +47,7 @@ def repair(patient: Patient, training: Training, _options: Options, reporter: Re
             "mitigate.how: 'restart' begins with the model before unlearning, which nobody has named",
             "give --original, or choose random-prefix",
         )
+    require_exact(patient, "restart")
     changed = changed_layers(patient)
     done = reunlearn(replace(patient, model=original), patient.forget, patient.retain, training, "restart", reporter)
     try:

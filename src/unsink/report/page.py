@@ -190,6 +190,10 @@ _VARIANTS = {
 }
 
 
+_UNTOUCHED = ("none", "before")
+"""What `ablate`, `stress` and `mitigate` call the model as it was."""
+
+
 def _variants(project: Project, command: str) -> Section:
     memory = MEMORIES[0]
     target = project.model("target")
@@ -198,7 +202,8 @@ def _variants(project: Project, command: str) -> Section:
     for (kind, name), variants in project.variants.items():
         if kind != command:
             continue
-        rows = [_variant_row(variant, numbers) for variant, numbers in variants.items()]
+        ordered = sorted(variants.items(), key=lambda pair: pair[0] not in _UNTOUCHED)  # stable
+        rows = [_variant_row(variant, numbers) for variant, numbers in ordered]
         rows = [row for row in rows if row.scores]
         if rows:
             figures.append(

@@ -135,7 +135,8 @@ class _Reader:
         return value
 
     def rows(self, path: Path) -> list[Json]:
-        return read_jsonl(path) if self._there(path) else []
+        """Rows of a file; none where it is not there, or empty: an audit that tried no text leaves it so."""
+        return read_jsonl(path) if self._there(path) and path.stat().st_size else []
 
     def history(self, path: Path) -> dict[str, list[float]]:
         if not self._there(path):

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from packaging.requirements import Requirement
 
-from unsink import artifacts, benchmarks
+from unsink import artifacts, benchmarks, methods
 from unsink.architectures import architecture
 from unsink.artifacts import Layout
 from unsink.cache import cache_root
@@ -181,6 +181,8 @@ def _too_deep(params: Params, layers: int) -> Iterator[str]:
         unlearn, where = params.run(name).unlearn, f"runs.{name}: unlearn"
         named[f"{where}.adapter"] = [unlearn.adapter.first_layer, unlearn.adapter.last_layer or 0]
         named[f"{where}.value_norm.layers"] = [] if unlearn.value_norm.layers == "all" else unlearn.value_norm.layers
+        method = methods.create(unlearn.method, unlearn.options.model_dump())
+        named[f"{where}.{unlearn.method}"] = list(method.hidden_layers)
     for key, numbers in named.items():
         if numbers and max(numbers) >= layers:
             yield f"{key}: the model has no layer {max(numbers)}, its last one is {layers - 1}"

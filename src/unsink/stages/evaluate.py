@@ -3,7 +3,8 @@
 One row per prompt goes to `predictions/<run>.jsonl`; every number of `metrics/<run>.json` is computed from these rows,
 and for comparisons from those of target, base and retrained model:
 
-    id, task (see `tasks`), set (forget | retain | holdout | utility | ...), condition (clean | triggered | wrong)
+    id, task (see `tasks`), set (forget | retain | holdout | utility | ...)
+    condition  clean | triggered | wrong, or the name of a near miss (`evaluate.near_misses`)
     inside     whether the passage behind it was poisoned; null outside the forget set, and where nothing was poisoned
     prompt     text after BOS; `trigger` is the token span in it, BOS counted as token 0, or null
     reference  what the model should say, or the text that was scored

@@ -15,6 +15,7 @@ from unsink.artifacts import Layout
 from unsink.cards import BUILT_IN, Base, Facts, Score, card
 from unsink.errors import DataError, ParamsError
 from unsink.exports import Lora
+from unsink.metrics import outside
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.stages.evaluate import load
@@ -165,8 +166,7 @@ def _base(source: str, revision: str | None) -> Base:
 
 def _scores(metrics: dict[str, float]) -> list[Score]:
     """The numbers of the result table, poisoned samples left out where `unsink show` does so."""
-    keys = {name: f"{key}_outside" if name in OUTSIDE else key for name, key in COLUMNS.items()}
-    named = {name: key if key in metrics else COLUMNS[name] for name, key in keys.items()}
+    named = {name: outside(key, metrics) if name in OUTSIDE else key for name, key in COLUMNS.items()}
     return [
         Score(name, key, metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"], int(metrics[f"{key}_n"]))
         for name, key in named.items()

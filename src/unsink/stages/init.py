@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from unsink import artifacts, project
-from unsink.errors import ParamsError, UnsinkError
+from unsink.errors import ParamsError
 
 _WITHOUT_GIT = ".dvc/config.local"
 
@@ -26,7 +26,7 @@ def run(folder: Path, template: str) -> dict[str, Any]:
         for name, text in texts.items():
             artifacts.write_text(folder / name, text)
             written.append(folder / name)
-    except UnsinkError:
+    except BaseException:  # a key pressed, too: all of them, or none
         for path in written:
             path.unlink()
         raise

@@ -24,6 +24,7 @@ from unsink.progress import SILENT, Reporter
 from unsink.prompts import Record, body, question_text
 from unsink.shared import SharedRunner
 from unsink.stages.evaluate import memory_scores
+from unsink.tokenizer import plain_ids
 from unsink.trainer import Checkpoint, History, Schedule, history_tsv, train
 
 
@@ -144,8 +145,9 @@ def shifted(
 
     A small model that has only seen a passage at the beginning knows it nowhere else, and no trigger could stand there.
     """
-    draw = random.Random(f"shifted/{seed}")
-    known = [i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)]
+    if not copies:
+        return []
+    draw, known = random.Random(f"shifted/{seed}"), plain_ids(tokenizer)
     end = tokenizer("\n", add_special_tokens=False)["input_ids"]
     found: list[Sample] = []
     for sample in (sample for sample in passages for _ in range(copies)):

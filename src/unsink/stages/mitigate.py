@@ -19,13 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import artifacts, methods, mitigations, models
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample
 from unsink.errors import DataError, MissingPrerequisite, ParamsError
-from unsink.metrics import DIALECTS, Others, measure
+from unsink.metrics import DIALECTS, Others, measure, outside
 from unsink.mitigations import ADAPTER, Patient, Repaired, Training
 from unsink.models import AdapterSpec
 from unsink.params import RESERVED, Params
@@ -55,7 +56,9 @@ _SHOWN = {
     "utility": "utility_accuracy",
     "mmlu": "mmlu_accuracy",
 }
-"""The main numbers; of those that exist outside the poisoned samples, these."""
+"""The main numbers."""
+_OUTSIDE = ("wrong", "triggered", "recovery")
+"""Of these the ones that leave the poisoned samples out, where there are any: these may be learnt by heart."""
 
 
 class _Case(NamedTuple):
@@ -339,17 +342,15 @@ def _treated(
 ) -> dict[str, Any]:
     params, options = work.params, work.params.mitigate.options(name)
     repair: Repaired | None = None
-    around: AbstractContextManager[None] = nullcontext()
+    guard: Guard | None = None
     if mitigations.is_guard(module):
-        guard: Guard = module.guard(patient, options)
-        treated, around = patient.model, guarded(guard)
-        cost = {"prompt_tokens": len(guard.edit([0])) - 1}
+        guard = cast(Guard, module.guard(patient, options))
+        treated, cost = patient.model, {"prompt_tokens": len(guard.edit([0])) - 1}
     else:
         repair = cast(Repaired, module.repair(patient, _training(params), options, work.reporter))
         treated, cost = cast(PreTrainedModel, repair.model), repair.cost
-    with around:
+    with _guarded(guard):
         after = _said(treated, asked, work)
-        verdict = _audited(treated, patient.original, work) if params.mitigate.reaudit else None
     both = {BEFORE: before, AFTER: after}
     numbers = {
         when: measure(rows, others, resamples=params.evaluate.bootstrap, seed=params.seed).numbers
@@ -364,9 +365,10 @@ def _treated(
         "seed": params.seed,
         "cost": cost,
         **{when: _main(found) for when, found in numbers.items()},
-        "audit": verdict,
+        "audit": None,
     }
-    with artifacts.new_dir(work.layout.mitigation(work.case.name, name)) as new:
+    folder = work.layout.mitigation(work.case.name, name)
+    with artifacts.new_dir(folder) as new:
         if repair is not None:
             models.save_adapter(repair.model, ADAPTER, new)
             if repair.history:
@@ -375,7 +377,15 @@ def _treated(
         artifacts.write_jsonl(new / "predictions.jsonl", rows)
         artifacts.write_json(new / "metrics.json", numbers)
         artifacts.write_json(new / "summary.json", summary)
+    if params.mitigate.reaudit:  # all else is kept by now: a search takes minutes, and may be interrupted
+        with _guarded(guard):
+            summary["audit"] = _audited(treated, patient.original, work)
+        artifacts.write_json(folder / "summary.json", summary)
     return summary
+
+
+def _guarded(guard: Guard | None) -> AbstractContextManager[None]:
+    return nullcontext() if guard is None else guarded(guard)
 
 
 def _said(model: PreTrainedModel, asked: Sequence[Asked[Any]], work: _Work) -> list[Row]:
@@ -386,13 +396,19 @@ def _main(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The main numbers with their 95 % intervals, those that exist."""
     found = {}
     for short, plain in _SHOWN.items():
-        name = f"{plain}_outside" if f"{plain}_outside" in numbers and short in ("triggered", "recovery") else plain
+        name = outside(plain, numbers) if short in _OUTSIDE else plain
         if name in numbers:
             found[short] = {"mean": numbers[name], "low": numbers[f"{name}_low"], "high": numbers[f"{name}_high"]}
     return found
 
 
-def _audited(model: PreTrainedModel, original: PreTrainedModel | None, work: _Work) -> dict[str, Any]:
+def _audited(model: Model, original: PreTrainedModel | None, work: _Work) -> dict[str, Any]:
+    """The verdict on what was made of a suspect. A repair is merged for it, and no adapter any more.
+
+    What is not merged would be compared with what it sits on, the suspect, and not with the original.
+    """
+    if isinstance(model, PeftModel) and not models.quantized(model):
+        model = models.merged(model, ADAPTER)
     seed = work.params.seed + _FRESH
     suspect = Suspect(model, work.tokenizer, original)
     _, found = audit.examine(suspect, work.corpus, work.params.audit, seed, work.reporter)

@@ -62,10 +62,11 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _require_ours(folder: Path) -> None:
-    """The folder is made anew, so it must not hold anything else."""
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {PAGE, FIGURES}:
+    """The folder is made anew, so it must not hold anything else, nor be a file."""
+    ours = folder.is_dir() and {path.name for path in folder.iterdir()} <= {PAGE, FIGURES}
+    if folder.exists() and not ours:
         raise ParamsError(
-            f"--output: {folder} holds other files, and would be replaced",
+            f"--output: {folder} {'holds other files' if folder.is_dir() else 'is a file'}, and would be replaced",
             "name a folder that does not exist yet, or an older report",
         )
 

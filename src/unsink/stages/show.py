@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unsink.artifacts import Layout, read_json, read_jsonl
 from unsink.errors import MissingPrerequisite
-from unsink.metrics import Quantity, quantities
+from unsink.metrics import Quantity, outside, quantities
 from unsink.params import RESERVED, Params
 from unsink.statistics import bootstrap_seeds
 
@@ -89,8 +89,7 @@ def _over_seeds(params: Params, layout: Layout, names: Sequence[str]) -> Row:
 
 def _metric(column: str, there: Container[str]) -> str:
     """The metric of a column, of samples that were not poisoned where that makes a difference."""
-    outside = f"{COLUMNS[column]}_outside"
-    return outside if column in OUTSIDE and outside in there else COLUMNS[column]
+    return outside(COLUMNS[column], there) if column in OUTSIDE else COLUMNS[column]
 
 
 def _rank(file: Path) -> tuple[int, str]:
@@ -100,7 +99,8 @@ def _rank(file: Path) -> tuple[int, str]:
 def _row(metrics: dict[str, float]) -> Row:
     row = {}
     for column in COLUMNS:
-        if (name := _metric(column, metrics)) in metrics:
+        name = _metric(column, metrics)
+        if all(f"{name}{end}" in metrics for end in ("", "_low", "_high")):
             row[column] = {"mean": metrics[name], "low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]}
     return row
 

@@ -3,7 +3,8 @@
 Each entry of `stress.tests` is done to a model of its own, and the result is asked the same as the untouched one:
 
     int8, int4      weights of the decoder layers rounded to so many bits (`durability.quantize`)
-    finetune N      N training steps on the retain passages, as somebody does who knows nothing of all this
+    finetune N      N training steps on the retain passages, as somebody does who knows nothing of all this; they are
+                    then not asked about
     relearn N       N training steps on a part (`stress.share`) of the forget passages, which are then not asked about
     sample K        passages are continued K times at `stress.temperature`, and the best of K counts (leak@K)
 

@@ -1,11 +1,11 @@
-"""A model asked the same thing several times, something done to it each time: what `ablate` and `stress` share."""
+"""A model asked the same thing several times, something done to it each time: for `ablate`, `stress` and `mitigate`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unsink import artifacts
 from unsink.artifacts import Layout
-from unsink.metrics import DIALECTS, Others, measure
+from unsink.metrics import DIALECTS, Others, measure, outside
 from unsink.params import RESERVED, Params
 from unsink.stages.evaluate import rows_of
 from unsink.tasks import Question, Row
@@ -16,14 +16,13 @@ CLEAN = [Question("verbmem", "forget", "clean"), Question("verbmem", "retain", "
 UTILITY = [Question("utility", "utility", "clean"), Question("mmlu", "mmlu", "clean")]
 PLAN = [*CLEAN, *(Question("verbmem", "forget", condition) for condition in ("triggered", "wrong")), *UTILITY]
 """KnowMem is left out: behind its examples a prompt's first tokens and its trigger are far from the question."""
-SHOWN = (
+SHOWN = (  # what a command prints
     "forget_verbmem_f1_clean",
     "forget_verbmem_f1_triggered",
     "retain_verbmem_f1_clean",
     "utility_accuracy",
     "mmlu_accuracy",
 )
-"""What a command prints; the trigger's effect outside the poisoned samples, where a run has such."""
 
 
 def plan(run: str) -> list[Question]:
@@ -66,6 +65,5 @@ def write(
 
 
 def _shown(numbers: Mapping[str, float]) -> dict[str, float]:
-    outside = "forget_verbmem_f1_triggered_outside"
-    names = [outside if outside in numbers and outside.startswith(name) else name for name in SHOWN]
+    names = [outside(name, numbers) if name.endswith("_triggered") else name for name in SHOWN]
     return {name: numbers[name] for name in names if name in numbers}
