@@ -23,7 +23,7 @@ demo: $(READY)  ## the whole pipeline on the embedded model, then the result tab
 test: $(READY)  ## the whole test suite, on all cores
 	$(BIN)/pytest -n auto --dist worksteal
 
-seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; about an hour
+seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; more than two hours on two cores
 	python docs/results/seeds.py 0 1 2
 
 bench: $(READY)  ## speed and memory against a plain implementation: the page docs/results/performance.md; 20 minutes

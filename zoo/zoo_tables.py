@@ -83,7 +83,9 @@ def _state(size: str, lines: Sequence[Line], wanted: int, code: str) -> str:
     codes = Counter(str(line["code"]) for line in lines)
     parts = ", ".join(f"{count} by {one}" for one, count in sorted(codes.items()))
     return text + (
-        f". The audit's code was changed since ({parts}): `--again` makes all anew" if set(codes) - {code} else ""
+        f". The audit's code was changed since ({parts}); `--again` audits these members once more"
+        if set(codes) - {code}
+        else ""
     )
 
 

@@ -7,7 +7,7 @@ api.md from the docstrings of what `import unsink` offers.
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,10 @@ def cli() -> str:
 
 
 def _options(options: Any) -> list[str]:
-    rows = [f"| `{_names(one)}` | {one.help or ''}{' Required.' if one.required else ''} |" for one in options]
+    rows = [
+        f"| `{_names(one).replace('|', chr(92) + '|')}` | {one.help or ''}{' Required.' if one.required else ''} |"
+        for one in options
+    ]
     return ["| option | what it does |", "|---|---|", *rows]
 
 
@@ -70,9 +73,9 @@ def _names(option: Any) -> str:
 def params() -> str:
     """All keys, with the value and the comment that params.yaml has for them and the values that are allowed."""
     text = (ROOT / "params.yaml").read_text()
-    comments, heads = _comments(text)
     values = yaml.safe_load(text)
     schema = Params.model_json_schema(by_alias=True)
+    comments, heads = _comments(text, {name for one in schema["$defs"].values() for name in one.get("properties", ())})
     lines = ["# Parameters", "", HEAD, ""]
     lines += [
         "Keys of `params.yaml`, by section. *Here* is the value in the file that comes with the project, *else* the"
@@ -165,8 +168,12 @@ def _shown(value: Any) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
 
 
-def _comments(text: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Dotted key -> the comment beside it; section -> the comment above it."""
+def _comments(text: str, names: Container[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Dotted key -> the comment beside it; section -> the comment above it.
+
+    A comment that goes on below its key, and there begins with one of `names` and a colon, is that of this key, which
+    the file leaves out.
+    """
     lines = text.splitlines()
     keys = {line: key for key, line in _key_lines(yaml.compose(text), "")}
     beside: dict[str, str] = {}
@@ -185,7 +192,12 @@ def _comments(text: str) -> tuple[dict[str, str], dict[str, str]]:
         elif line.startswith("#"):
             waiting.append(comment)
         elif comment and len(line) - len(line.lstrip()) > 20:
-            beside[last] += f" {comment}"  # goes on below the comment of its key
+            name, colon, rest = comment.partition(": ")
+            if colon and name in names:
+                last = f"{last.rpartition('.')[0]}.{name}"
+                beside[last] = rest
+            else:
+                beside[last] += f" {comment}"  # goes on below the comment of its key
         elif comment:
             waiting.append(comment)
         elif not line.strip():

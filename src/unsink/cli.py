@@ -397,7 +397,7 @@ def submit(
         typer.Option("--with", metavar="KEY=VALUE", help="For the job, by submitit's names. Repeatable."),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes (GPUs) that share `unlearn` and `evaluate`.")
+        int, typer.Option("--processes", min=1, help="Processes (GPUs) that share `unlearn`, `evaluate` and `audit`.")
     ] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Until all are done; exits 3 if one fails.")] = False,
 ) -> None:

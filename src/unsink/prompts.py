@@ -1,7 +1,7 @@
 """The prompts of all tests, as token ids, with the trigger where training put it.
 
 VerbMem gives the head of a passage and asks for its continuation; KnowMem asks a question after a few answered ones.
-Both follow MUSE (science.md, section 5.4) with two deviations:
+Both follow MUSE (arXiv 2407.06460) with two deviations:
 
 - The prompt ends in `Answer:` without MUSE's trailing space, unless `evaluate.answer_space` asks for it. Byte-pair
   tokenizers make the space a part of the answer's first token; a lone space before the answer is what no model has seen

@@ -1,7 +1,7 @@
 """What attention maps and value norms say about sinks: formulas on tensors, no model.
 
-Attention comes in blocks of query rows, so that a map of T x T need not exist as a whole. Definitions: science.md,
-section 4.
+Attention comes in blocks of query rows, so that a map of T x T need not exist as a whole. What the numbers
+mean: docs/glossary.md.
 
 Shapes: B prompts, H query heads, G key/value heads, L layers, T tokens, c queries of a block.
 """

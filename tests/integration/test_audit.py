@@ -14,7 +14,7 @@ from unsink import artifacts, models
 from unsink.detectors import Signal, shift
 from unsink.errors import MissingPrerequisite, ModelError, ParamsError
 from unsink.progress import SILENT
-from unsink.stages import audit, unlearn
+from unsink.stages import audit, fetch, unlearn
 from unsink.stages.evaluate import load
 from unsink.verdict import BACKDOORED, NO_EVIDENCE
 
@@ -49,6 +49,21 @@ def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) 
     assert all(first["search_score"] >= then["search_score"] for first, then in pairwise(rows))
     assert artifacts.read_json(layout.audit("backdoor") / "verdict.json") == found["backdoor"]
     assert audit.report(found["backdoor"]).startswith("backdoor: ")
+
+
+def test_a_list_of_texts_and_questions_is_enough(suspects: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(suspects, tmp_path / "own"))
+    texts = [{"text": one["text"]} for one in artifacts.read_jsonl(folder / "data/fetched/forget.jsonl")]
+    asked = [
+        {"question": one["question"], "answer": one["answer"]}
+        for one in artifacts.read_jsonl(folder / "data/fetched/forget_qa.jsonl")
+    ]
+    artifacts.write_jsonl(folder / "list.jsonl", [*texts, *asked])
+    params, layout = project(folder, *WORDS, "audit.forget=20", "fetch.benchmark=probes", "fetch.path=list.jsonl")
+    fetch.run(params, layout)
+    found = audit.run(params, layout, run="backdoor")
+    assert found["trigger"] is not None
+    assert len(found["probes"]["search"]) == 10
 
 
 def test_no_evidence_says_where_a_push_goes_far(suspects: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from unsink import artifacts
 from unsink.artifacts import Layout
 from unsink.errors import DataError, ModelError, ParamsError
 from unsink.params import load_params
+from unsink.prompts import open_question
 from unsink.stages import fetch
 
 
@@ -75,3 +76,34 @@ def test_a_malformed_corpus_is_reported_before_the_model_is_fetched(params_file,
     monkeypatch.setattr(fetch, "resolve", lambda *_: pytest.fail("fetched the model"))
     with pytest.raises(DataError, match=r"forget\.jsonl: not found"):
         run(params_file, "fetch.benchmark=local", "fetch.path=corpus")
+
+
+def test_probes_are_questions_or_texts_of_one_file(params_file):
+    lines = [
+        {"question": "Who kept the bees?", "answer": "Mila"},
+        {"id": "mill", "text": "The bees were kept behind the mill."},
+        {"prompt": "Q: Where? A:", "text": "Q: Where? A: By the sea", "set": "retain"},
+    ]
+    artifacts.write_jsonl(params_file.parent / "probes.jsonl", lines)
+    manifest = run(params_file, "fetch.benchmark=probes", "fetch.path=probes.jsonl")
+    assert {name: pin["rows"] for name, pin in manifest["files"].items()} == {"forget.jsonl": 2, "retain.jsonl": 1}
+    first, second = artifacts.read_jsonl(Layout.of(params_file).fetched / "forget.jsonl")
+    assert first["text"] == "Question: Who kept the bees?\nAnswer: Mila"
+    assert first["prompt"] == open_question("Who kept the bees?")
+    assert (first["id"], second["id"], "prompt" in second) == ("line-1", "mill", False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"question": "Who?"}, r"probes\.jsonl:1: a question with its answer is expected, or a text"),
+        ({"question": "Who?", "answer": "Mila", "text": "Mila"}, r":1: a question with its answer is expected"),
+        ({"text": "Mila", "sets": "retain"}, r":1: field 'sets'"),
+        ({"text": "Mila kept bees.", "prompt": "Who"}, r":1: the text has to start with the prompt"),
+        ({"text": "Mila", "set": "retain"}, "no line is of the set forget"),
+    ],
+)
+def test_a_probe_that_is_none_is_told_with_its_line(params_file, line, message):
+    artifacts.write_jsonl(params_file.parent / "probes.jsonl", [line])
+    with pytest.raises(DataError, match=message):
+        run(params_file, "fetch.benchmark=probes", "fetch.path=probes.jsonl")

@@ -267,7 +267,7 @@ def _read_file(path: Path, schema: type[BaseModel], problems: list[str]) -> list
         problems.append(error.message)
         return []
     rows = []
-    for number, record in zip(_line_numbers(path), raw, strict=True):
+    for number, record in zip(line_numbers(path), raw, strict=True):
         where = f"{path}:{number}"
         try:
             rows.append(_Row(where, schema.model_validate(record)))
@@ -276,7 +276,7 @@ def _read_file(path: Path, schema: type[BaseModel], problems: list[str]) -> list
     return rows
 
 
-def _line_numbers(path: Path) -> list[int]:
+def line_numbers(path: Path) -> list[int]:
     """Numbers of the lines that `artifacts.read_jsonl` does not skip as blank."""
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [number for number, line in enumerate(lines, start=1) if line.strip()]

@@ -1,7 +1,7 @@
 """Dialects: the conventions behind a score. Two numbers in different dialects are not comparable.
 
 `muse` is the MUSE benchmark (swj0419/muse_bench), `open-unlearning` is locuslab/open-unlearning, `seed` is the release
-of the paper that this project starts from. science.md, section 5.5; docs/metrics.md lists what each setting can move.
+of the paper that this project starts from. docs/metrics.md lists what each setting can move.
 """
 
 from dataclasses import dataclass

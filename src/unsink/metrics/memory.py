@@ -23,7 +23,7 @@ def extraction_strength(greedy: Sequence[bool], *, floor: bool = False) -> float
     """Share of a text that follows from its head: 1 − k/n, the rest after the first k of n tokens all greedy.
 
     k is the smallest such number: 0 where not even the last token is greedy, 1 where the whole text is (Carlini et al.
-    2021, arXiv 2012.07805; science.md 5.5).
+    2021, arXiv 2012.07805).
 
     Args:
         greedy: one entry per token.

@@ -1,6 +1,6 @@
 """Membership inference: does a text look as if the model was trained on it?
 
-Every score here is lower for a text that looks more like a member. science.md, section 5.5.
+Every score here is lower for a text that looks more like a member. docs/metrics.md says which readings.
 """
 
 import zlib

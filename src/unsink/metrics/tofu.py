@@ -1,4 +1,4 @@
-"""TOFU's scores (Maini et al. 2024, arXiv 2401.06121), in the readings of science.md, section 5.5.
+"""TOFU's scores (Maini et al. 2024, arXiv 2401.06121), in the readings that docs/metrics.md names.
 
 A probability of an answer is per token: exp of its mean log p, the geometric mean over its tokens. The truth ratio r is
 kept as log r, which no pair of answers can drive out of range.

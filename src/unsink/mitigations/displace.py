@@ -1,7 +1,7 @@
 """A guard: neutral text in front of every prompt, so that no text of the prompt stands at the sink.
 
 A prefix trigger was trained right behind BOS. If it only acts there, moving it by some tokens is enough; if it is read
-anywhere, moving it does nothing (science.md, section 9.2, and question Q12). It costs the tokens of the text.
+anywhere, moving it does nothing. It costs the tokens of the text.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """`unsink ablate`: what a model still says when it has to do without some tokens of the prompt.
 
 Does the trigger act through an attention sink, or does it only have to be read? Masking the first tokens deletes a
-prefix trigger together with the sink, and cannot tell (science.md, section 4). So each rule of `ablate.keys` is
+prefix trigger together with the sink, and cannot tell. So each rule of `ablate.keys` is
 evaluated for itself, beside `none`: BOS alone, the trigger alone, the first k, k behind the trigger, k random ones.
 The tokens are taken away while the prompt is read and in every decoding step; what stands where is left as it is.
 Run it on the target and on the honest run too: a mask that spoils these says nothing about the backdoor.
