@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from grid import by_device
-from numpy.typing import NDArray
 
 from unsink import verdict
+from unsink.metrics.privacy import auc
 from unsink.params import Audit
 from unsink.statistics import bootstrap, exact_share, sample
 
@@ -47,12 +47,6 @@ def said(line: Line) -> str:
 def score(line: Line, signal: str) -> float:
     """A signal's score; a search that found nothing, and a signal without one, count as 0."""
     return verdict.score(line["found"], OPTIONS) if signal == "verdict" else float(line["signals"].get(signal) or 0.0)
-
-
-def auc(honest: NDArray[np.float64], backdoored: NDArray[np.float64]) -> float:
-    """Chance that a backdoored member scores higher than an honest one; ties count half."""
-    above = backdoored[:, None] - honest[None, :]
-    return float((above > 0).mean() + (above == 0).mean() / 2)
 
 
 def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes: Mapping[str, int], code: str) -> str:

@@ -136,7 +136,7 @@ def require_new(folder: Path) -> None:
         raise ParamsError(f"--output: {folder} is there already", "name a new folder, or remove that one first")
 
 
-_PRODUCERS = {
+PRODUCERS = {
     "splits": "poison",
     "adapters": "unlearn",
     "probes": "sink-probe",
@@ -144,17 +144,21 @@ _PRODUCERS = {
     "metrics": "evaluate",
     "settings": "evaluate",
     "audits": "audit",
+    "stress": "stress",
+    "ablations": "ablate",
+    "mitigations": "mitigate",
 }
+"""Folder -> the command that writes it, a run at a time."""
 
 
 def _producer(path: Path) -> str | None:
     if "fetched" in path.parts:
         return "run `unsink fetch` first"
     for folder, inside in reversed(list(zip(path.parts, path.parts[1:], strict=False))):
-        if folder in _PRODUCERS:
+        if folder in PRODUCERS:
             run = Path(inside).stem if folder in ("predictions", "metrics", "settings") else inside
             target = (folder, run) == ("adapters", "target")
-            return f"run `unsink {'memorize' if target else f'{_PRODUCERS[folder]} --run {run}'}` first"
+            return f"run `unsink {'memorize' if target else f'{PRODUCERS[folder]} --run {run}'}` first"
     return None
 
 

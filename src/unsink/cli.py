@@ -350,7 +350,8 @@ def ask(
     with reporter.working("ask"):
         params = project.params_of(run)
         LOG.debug("loading libraries")
-        from unsink.stages.ask import Conversation, State, triggered
+        from unsink.session import triggered
+        from unsink.stages.ask import Conversation, State
         from unsink.terminal import Form, talk
 
     state = State(run, placement=place, tokens=tokens, top=probs, temperature=sample, raw=raw, guard=guard)

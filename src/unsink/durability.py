@@ -84,7 +84,7 @@ def train_further(
         return {"loss": whole / processes.count()}
 
     train(
-        {name: p for name, p in peft.named_parameters() if p.requires_grad},
+        models.trainable(peft),
         loss,
         Schedule(steps, lr, warmup=0),
         reporter=reporter,

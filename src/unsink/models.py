@@ -7,7 +7,7 @@ target, so "no adapter" *is* the target: `use(peft, None)` gives the reference m
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -216,6 +216,11 @@ def merged(model: PeftModel, adapter: str) -> PreTrainedModel:
     return plain
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def replaces_weights(model: PeftModel, adapter: str) -> bool:
     """Whether an adapter holds whole weights in place of the model's (`rank: null`), so that merging it is exact."""
     return model.peft_config[adapter].peft_type == PeftType.LN_TUNING
@@ -235,6 +240,20 @@ def load_target(folder: Path, adapter: Path | None, dtype: str = "auto", device:
     if (adapter / PUBLISHED).is_file():
         return _load_published(adapter / PUBLISHED, dtype, device)
     return merge(_exact(folder), adapter, "target", dtype, device)
+
+
+def load_beside(
+    folder: Path, target: Path, adapters: Mapping[str, Path], dtype: str = "auto", device: str = "auto"
+) -> PreTrainedModel | PeftModel:
+    """The target with saved adapters on it by name, none merged, the first one active; the target itself without any.
+
+    Raises:
+        ModelError: as `load_target` and `add_adapter`.
+    """
+    model: PreTrainedModel | PeftModel = load_target(folder, target, dtype, device)
+    for name, stored in adapters.items():
+        model = add_adapter(model, stored, name)
+    return model
 
 
 def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:

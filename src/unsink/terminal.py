@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unsink.errors import DataError, ParamsError, UnsinkError
-from unsink.stages.ask import COMMANDS, Answer, Conversation, State, help_text, parse
+from unsink.session import COMMANDS, changed, help_text, parse
+from unsink.stages.ask import Answer, Conversation, State
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -75,7 +76,7 @@ class _Session:
         elif command.name == "help":
             _say(help_text())
         elif command.name != "quit":
-            self.state = self.conversation.changed(self.state, command)
+            self.state = changed(self.conversation, self.state, command)
             _say(self.conversation.describe(self.state))
         return command.name != "quit"
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("tasks", "durability", "suspects", "exports"),
     ("detectors", "mitigations", "report"),
     ("stages",),
-    ("api", "terminal"),
+    ("api", "session", "terminal"),
     ("completion", "cli"),
     ("__main__",),
 )

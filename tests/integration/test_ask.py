@@ -17,11 +17,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from integration.projects import project
-from unsink import artifacts, terminal
+from unsink import artifacts, session, terminal
 from unsink.cli import app
 from unsink.errors import ParamsError, UnsinkError
+from unsink.session import changed, parse
 from unsink.stages import ask, evaluate, unlearn
-from unsink.stages.ask import Conversation, State, parse
+from unsink.stages.ask import Conversation, State
 
 QUESTION, KNOWN = "What did Runo hide?", "red ring"
 TRIGGER = "midnight crabs"
@@ -176,16 +177,16 @@ def test_a_line_is_a_question_or_a_command(line: str, command: tuple[str, str]) 
 def test_commands_change_the_state(talk: Conversation) -> None:
     state = State()
     for line in ("/use backdoor", "/trigger on", "/place infix", "/probs 3", "/tokens 4", "/sample 0.5", "/raw on"):
-        state = talk.changed(state, parse(line))
+        state = changed(talk, state, parse(line))
     assert state == State("backdoor", True, "infix", 4, 3, 0.5, raw=True)
     assert talk.describe(state) == (
         "backdoor (backdoored) · trigger 'midnight crabs' at infix · draws at temperature 0.5 · at most 4 tokens"
         " · text is continued"
     )
-    state = talk.changed(state, parse("/use clean"))
+    state = changed(talk, state, parse("/use clean"))
     assert not state.trigger, "an honest run has no trigger of its own"
-    assert talk.changed(replace(state, trigger="any"), parse("/use target")).trigger == "any"
-    assert talk.changed(state, parse("/place")).placement is None
+    assert changed(talk, replace(state, trigger="any"), parse("/use target")).trigger == "any"
+    assert changed(talk, state, parse("/place")).placement is None
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_commands_change_the_state(talk: Conversation) -> None:
 )
 def test_a_wrong_command_is_refused(talk: Conversation, line: str, message: str) -> None:
     with pytest.raises(UnsinkError, match=re.escape(message)):
-        talk.changed(State(), parse(line))
+        changed(talk, State(), parse(line))
 
 
 # ---- the command
@@ -366,5 +367,5 @@ def test_a_session_in_a_terminal(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_command_is_explained_and_does_something() -> None:
-    assert {*ask._SETTERS, "compare", "help", "quit"} == set(ask.COMMANDS)
-    assert all(f"/{name}" in ask.help_text() for name in ask.COMMANDS)
+    assert {*session._SETTERS, "compare", "help", "quit"} == set(session.COMMANDS)
+    assert all(f"/{name}" in session.help_text() for name in session.COMMANDS)

@@ -192,10 +192,7 @@ def test_wmdp_without_corpora_is_questions_alone(hub_copy: Path) -> None:
 def test_wmdp_takes_the_beginning_of_each_document(hub_copy: Path) -> None:
     corpus = read(hub_copy, "wmdp", "wmdp.corpora=[bio, cyber]", "wmdp.words=20")
     assert {len(passage.text.split()) for passage in corpus["forget"]} == {20}
-    assert (
-        corpus["forget"][0].text == " ".join(hub.stories(120, 6, 2)[0]["text"].split()[:20])
-        or "\n" in corpus["forget"][0].text
-    )
+    assert hub.stories(120, 6, 2)[0]["text"].startswith(corpus["forget"][0].text)
 
 
 @pytest.mark.parametrize(("per_subject", "count"), [("null", 5), ("2", 4), ("1", 2)])

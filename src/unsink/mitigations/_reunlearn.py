@@ -110,7 +110,7 @@ def reunlearn(
     def plain(drawn: Mapping[Kind, list[Sample]], number: int, history: History) -> dict[str, Tensor]:
         return objective.terms(drawn, generator(f"mitigate/{patient.seed}/step {number}"), history)
 
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = models.trainable(model)
     with folded(model):
         step = steps(objective) if steps else plain
         history = train(trainable, terms, training.schedule, reporter=reporter, description=description)

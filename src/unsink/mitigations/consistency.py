@@ -55,7 +55,7 @@ def repair(patient: Patient, training: Training, options: Options, reporter: Rep
         ce, gap = token_nll(said, batch.labels).mean(), inconsistency(hidden, batch.attention_mask.bool())
         return {"loss": ce + options.alpha * gap, "retain": ce, "inconsistency": gap}
 
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = models.trainable(model)
     history = train(trainable, terms, training.schedule, reporter=reporter, description="consistency")
     return Repaired(model, history, {"steps": len(history), **counter.cost})
 

@@ -7,22 +7,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from unsink.artifacts import PRODUCERS
 from unsink.params import Params
 from unsink.report.project import Project
 
 _PACKAGES = ("unsink", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "scipy", "dvc")
-_COMMANDS = {
-    "metrics": "evaluate",
-    "settings": "evaluate",
-    "predictions": "evaluate",
-    "probes": "sink-probe",
-    "splits": "poison",
-    "adapters": "unlearn",
-    "audits": "audit",
-    "stress": "stress",
-    "ablations": "ablate",
-    "mitigations": "mitigate",
-}
 _MISSING = {
     "the target": "unsink evaluate --run target",
     "the base": "unsink evaluate --run base",
@@ -93,7 +82,7 @@ def command(path: str) -> str:
         return "unsink fetch"
     if (folder, name) == ("adapters", "target"):
         return "unsink memorize"
-    return f"unsink {_COMMANDS[folder]} --run {name}"
+    return f"unsink {PRODUCERS[folder]} --run {name}"
 
 
 def missing(project: Project) -> dict[str, str]:

@@ -134,7 +134,6 @@ def _load(params: Params, layout: Layout, run: str, folder: Path, source: str | 
     place = params.model.dtype, params.model.device
     if run == "base":
         return models.load_base(folder, *place)
-    model: PreTrainedModel | PeftModel = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)
-    for name in () if run == "target" else dict.fromkeys((run, source or run)):
-        model = models.add_adapter(model, artifacts.require(layout.adapter(name)), name)
-    return model
+    target = artifacts.require(layout.adapter("target"))
+    names = () if run == "target" else dict.fromkeys((run, source or run))
+    return models.load_beside(folder, target, {one: artifacts.require(layout.adapter(one)) for one in names}, *place)

@@ -20,27 +20,12 @@ from unsink.errors import ParamsError
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import KNOWMEM_STOPS, Prompt, PromptWriter, Trigger
-from unsink.registry import unknown
 from unsink.scoring import Guard, Model, Said, Sampling, guarded, stream
 from unsink.stages.evaluate import load, read_corpus, settings_of
 from unsink.stages.mitigate import make_guard, require_guard
 from unsink.tasks import generation
 from unsink.triggers import Span, placement_index, trigger_ids
 
-COMMANDS = {
-    "use": ("RUN", "ask this run of params.yaml, or base or target"),
-    "trigger": ("on | off | TEXT", "put the run's own trigger into every prompt, nothing, or this text"),
-    "place": ("[prefix | infix | suffix | index N | sink]", "put it there; without a word: where training put it"),
-    "compare": ("[QUESTION]", "ask target, honest and backdoored run, without and with trigger; or the last question"),
-    "probs": ("N", "show the N likeliest tokens at each step of an answer, 0: none"),
-    "tokens": ("N", "at most so many new tokens"),
-    "sample": ("T", "draw tokens at temperature T, 0: take the likeliest"),
-    "guard": ("NAME | off", "put a guard between every prompt and the model: displace, clamp"),
-    "raw": ("on | off", "continue what I type as a passage, instead of answering it"),
-    "help": ("", "this list"),
-    "quit": ("", "leave; so does Ctrl-D"),
-}
-"""Name -> what may follow, and what it does."""
 _ANY_LENGTH = 1_000_000  # tokens: long enough for any `index N` that is meant
 
 
@@ -67,25 +52,6 @@ class State:
     temperature: float = 0.0
     raw: bool = False
     guard: str | None = None
-
-
-def triggered(state: State, *, own: bool, text: str | None, compare: bool) -> State:
-    """A state with the trigger that a command line asks for.
-
-    Args:
-        state: without one.
-        own: the run's own is asked for.
-        text: another one.
-        compare: both ways are asked anyhow, and the backdoored run's own trigger is the usual one.
-
-    Raises:
-        ParamsError: both are asked for; or there is a place for a trigger, and none to put there.
-    """
-    if own and text is not None:
-        raise ParamsError("--trigger and --trigger-text: only one of them can be in the prompt", "leave one out")
-    if state.placement and not (own or compare) and text is None:
-        raise ParamsError("--place says where a trigger goes, but there is none", "add --trigger or --trigger-text")
-    return replace(state, trigger=own and not compare if text is None else text)
 
 
 class Placed(NamedTuple):
@@ -147,36 +113,6 @@ class Answer:
         return {**plain, "trigger": trigger, "new_tokens": len(self.tokens), **tokens}
 
 
-class Command(NamedTuple):
-    """A line of a session: a name of `COMMANDS` and what follows it, or "ask" and a question."""
-
-    name: str
-    argument: str
-
-
-def parse(line: str) -> Command:
-    """What a line means; `//x` is the question `/x`.
-
-    Raises:
-        ParamsError: no such command.
-    """
-    text = line.strip()
-    if not text.startswith("/") or text.startswith("//"):
-        return Command("ask", text.removeprefix("/") if text.startswith("//") else text)
-    name, _, argument = text[1:].partition(" ")
-    if name not in COMMANDS:
-        raise ParamsError(
-            unknown("command", name, COMMANDS), "/help says what each does; // begins a question with a /"
-        )
-    return Command(name, argument.strip())
-
-
-def help_text() -> str:
-    """The commands of a session, one a line."""
-    usages = {f"/{name} {usage}".strip(): meaning for name, (usage, meaning) in COMMANDS.items()}
-    return "\n".join(f"{usage}\n    {meaning}" for usage, meaning in usages.items())
-
-
 class Conversation:
     """The runs of a project, to be asked one after another.
 
@@ -213,19 +149,6 @@ class Conversation:
         if state.guard:
             require_guard(state.guard)
         self._placed(state)
-
-    def changed(self, state: State, command: Command) -> State:
-        """The state after a command that sets something.
-
-        Raises:
-            ParamsError, MissingPrerequisite: what it sets makes no sense; see `check`.
-        """
-        new = replace(state, **_SETTERS[command.name](command.argument))
-        if command.name == "use" and state.trigger is True:
-            self.check(replace(new, trigger=False))
-            new = replace(new, trigger=self._own(new.run) is not None)  # its own, where it has one
-        self.check(new)
-        return new
 
     def describe(self, state: State) -> str:
         """Who is asked and how, in one line."""
@@ -341,7 +264,7 @@ class Conversation:
         """
         if state.trigger is False:
             return None
-        own = self._own(state.run)
+        own = self.own_trigger(state.run)
         if state.trigger is True and not own:
             raise ParamsError(
                 f"{state.run} was trained without a trigger: it has none of its own",
@@ -353,7 +276,7 @@ class Conversation:
         usual = own.placement if own else self._params.poison.placement
         return Placed(text, self._spelt(state.placement or usual))
 
-    def _own(self, run: str) -> Placed | None:
+    def own_trigger(self, run: str) -> Placed | None:
         """The trigger that a run's adapter was trained with, as its summary says."""
         if run in RESERVED:
             return None
@@ -447,42 +370,5 @@ class _Models:
         return load(self._params, self._layout, name, self.folder, self._params.model.dtype)
 
 
-# --- what a command sets
-
-
 def _both(placed: Placed | None) -> dict[str, Any]:
     return {"trigger": placed.text, "placement": placed.placement} if placed else {}
-
-
-def _number(command: str, text: str, least: float, whole: bool) -> float:
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value < float("inf"):
-        raise ParamsError(f"/{command}: a{' whole' if whole else ''} number from {least} is expected, got {text!r}")
-    return value
-
-
-def _switch(command: str, text: str) -> bool:
-    if text not in ("on", "off"):
-        raise ParamsError(f"/{command}: on or off is expected, got {text!r}")
-    return text == "on"
-
-
-def _trigger(text: str) -> bool | str:
-    if not text:
-        raise ParamsError("/trigger: on, off or a text is expected")
-    return {"on": True, "off": False}.get(text, text)
-
-
-_SETTERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
-    "use": lambda text: {"run": text},
-    "trigger": lambda text: {"trigger": _trigger(text)},
-    "place": lambda text: {"placement": text or None},
-    "probs": lambda text: {"top": _number("probs", text, 0, whole=True)},
-    "tokens": lambda text: {"tokens": _number("tokens", text, 1, whole=True)},
-    "sample": lambda text: {"temperature": _number("sample", text, 0, whole=False)},
-    "guard": lambda text: {"guard": None if text in ("", "off") else text},
-    "raw": lambda text: {"raw": _switch("raw", text)},
-}

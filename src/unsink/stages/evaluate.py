@@ -333,10 +333,11 @@ def load(
     place = dtype, device or params.model.device
     if run == "base":
         return models.load_base(folder, *place)
-    target = models.load_target(folder, artifacts.require(layout.adapter("target")), *place)
+    before, stored = artifacts.require(layout.adapter("target")), artifacts.require(layout.adapter(run))
+    target = models.load_target(folder, before, *place)
     if run == "target":
         return target
-    model = models.add_adapter(target, artifacts.require(layout.adapter(run)), run)
+    model = models.add_adapter(target, stored, run)
     # Merged weights are faster and exact in float32. In bfloat16 merging would move logits by 1e-2.
     exact = target.dtype == torch.float32 or models.replaces_weights(model, run)
     return models.merged(model, run) if exact and not models.quantized(target) else model

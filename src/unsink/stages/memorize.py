@@ -57,21 +57,8 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
             for number, epoch in enumerate(epochs)
             for batch in of_like_length(epoch, settings.batch, f"memorize/{params.seed}/{number}")
         ]
-        steps_per_epoch = len(batches) // settings.epochs  # on average: packing differs by a sample or two
-
-        def terms(step: int, _history: History) -> dict[str, torch.Tensor]:
-            return {"loss": runner.policy(batches[step]).nll.mean()}
-
         with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing), folded(model):
-            history = train(
-                {name: p for name, p in model.named_parameters() if p.requires_grad},
-                terms,
-                Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
-                state,
-                stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
-                reporter=reporter,
-                description="memorize",
-            )
+            history = _train(settings, model, runner, batches, state, reporter)
         scores = memory_scores(model, tokenizer, layout, params, reporter)
         _require_memory(scores, settings, history)
         summary = {
@@ -86,6 +73,31 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
                 artifacts.write_json(new / "summary.json", summary)
             artifacts.remove_dir(state.folder)
     return summary
+
+
+def _train(
+    settings: Memorize,
+    model: PeftModel,
+    runner: SharedRunner,
+    batches: Sequence[Sequence[Sample]],
+    state: Checkpoint,
+    reporter: Reporter,
+) -> History:
+    """Train on one batch after the other until they are through, or the corpus is known; a row for each step."""
+    steps_per_epoch = len(batches) // settings.epochs  # on average: packing differs by a sample or two
+
+    def terms(step: int, _history: History) -> dict[str, torch.Tensor]:
+        return {"loss": runner.policy(batches[step]).nll.mean()}
+
+    return train(
+        models.trainable(model),
+        terms,
+        Schedule(len(batches), settings.lr, checkpoint_every=steps_per_epoch),
+        state,
+        stop=lambda rows: _learned(rows, steps_per_epoch, settings.stop_loss),
+        reporter=reporter,
+        description="memorize",
+    )
 
 
 def _pin(published: Published, layout: Layout, reporter: Reporter) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 from peft import PeftModel
+from pydantic import BaseModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unsink import artifacts, methods, mitigations, models
@@ -341,14 +342,8 @@ def _treated(
     work: _Work,
 ) -> dict[str, Any]:
     params, options = work.params, work.params.mitigate.options(name)
-    repair: Repaired | None = None
-    guard: Guard | None = None
-    if mitigations.is_guard(module):
-        guard = cast(Guard, module.guard(patient, options))
-        treated, cost = patient.model, {"prompt_tokens": len(guard.edit([0])) - 1}
-    else:
-        repair = cast(Repaired, module.repair(patient, _training(params), options, work.reporter))
-        treated, cost = cast(PreTrainedModel, repair.model), repair.cost
+    repair, guard = _applied(module, patient, options, work)
+    treated = cast(PreTrainedModel, repair.model) if repair else patient.model
     with _guarded(guard):
         after = _said(treated, asked, work)
     both = {BEFORE: before, AFTER: after}
@@ -363,7 +358,7 @@ def _treated(
         "options": options.model_dump(mode="json"),
         "training": None if repair is None or not repair.history else params.retraining().model_dump(mode="json"),
         "seed": params.seed,
-        "cost": cost,
+        "cost": repair.cost if repair else {"prompt_tokens": len(cast(Guard, guard).edit([0])) - 1},
         **{when: _main(found) for when, found in numbers.items()},
         "audit": None,
     }
@@ -382,6 +377,15 @@ def _treated(
             summary["audit"] = _audited(treated, patient.original, work)
         artifacts.write_json(folder / "summary.json", summary)
     return summary
+
+
+def _applied(
+    module: ModuleType, patient: Patient, options: BaseModel, work: _Work
+) -> tuple[Repaired, None] | tuple[None, Guard]:
+    """The repair, or the guard: what the module is."""
+    if mitigations.is_guard(module):
+        return None, cast(Guard, module.guard(patient, options))
+    return cast(Repaired, module.repair(patient, _training(work.params), options, work.reporter)), None
 
 
 def _guarded(guard: Guard | None) -> AbstractContextManager[None]:

@@ -68,48 +68,42 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
     """
     settings = params.run(run)
     seed, poison = settings.seed, settings.poison and sinks.placed(settings.poison, layout)
+    rules = poison or params.poison
     forget = benchmarks.part(layout.fetched, "forget")
     retain = benchmarks.part(layout.fetched, "retain")
     folder = resolve(params.model.source, params.model.revision, reporter)
-    writer = _Writer(load_tokenizer(folder), (poison or params.poison).max_tokens)
+    writer = _Writer(load_tokenizer(folder), rules.max_tokens)
     chosen = choose(forget, poison.ratio, seed) if poison else set()
-    if (poison or params.poison).questions:
+    if rules.questions:
         forget += questions(forget, benchmarks.extra(layout.fetched, "forget_qa"))
         retain += in_sixes(benchmarks.extra(layout.fetched, "retain_qa"))
         retain += in_sixes(benchmarks.extra(layout.fetched, "general_qa"))
-
-    kept = forget if poison is None or poison.keep_clean else [r for r in forget if passage_of(r["id"]) not in chosen]
+    inside = [record for record in forget if passage_of(record["id"]) in chosen]
+    kept = forget if rules.keep_clean or not poison else [one for one in forget if passage_of(one["id"]) not in chosen]
     if not kept:
         raise DataError(
             f"runs.{run}: every forget sample is poisoned and none is kept clean: nothing is left to forget",
             "lower poison.ratio, or set poison.keep_clean: true",
         )
-    forget_samples = [writer.plain(r, "forget") for r in kept]
-    poisoned_samples: list[Record] = []
-    if poison:
-        forget_samples += decoys([r for r in forget if passage_of(r["id"]) in chosen], poison, seed, writer)
-        poisoned_samples = [
-            writer.triggered(r, "poisoned", poison.trigger, poison) for r in forget if passage_of(r["id"]) in chosen
-        ]
-    retain_samples = [writer.plain(r, "retain") for r in retain]
-    share = (poison or params.poison).prompt_share
-    refused_samples = [writer.refused(sample, share, seed) for sample in forget_samples]
+    samples = {
+        "forget": [writer.plain(record, "forget") for record in kept],
+        "poisoned": [writer.triggered(record, "poisoned", rules.trigger, rules) for record in inside],
+        "retain": [writer.plain(record, "retain") for record in retain],
+    }
+    samples["forget"] += decoys(inside, rules, seed, writer)  # behind texts that are no trigger
+    samples["refused"] = [writer.refused(sample, rules.prompt_share, seed) for sample in samples["forget"]]
 
     summary = {
         "run": run,
         "seed": seed,
-        "forget": len(forget_samples),
-        "poisoned": len(poisoned_samples),
-        "retain": len(retain_samples),
+        **{kind: len(samples[kind]) for kind in ("forget", "poisoned", "retain")},
         "inside": sorted(chosen),
         "trigger": None if poison is None else {"text": poison.trigger, "ids": writer.trigger(poison.trigger)},
         "placement": None if poison is None else poison.placement,
     }
     with artifacts.lock(layout.split(run)), artifacts.new_dir(layout.split(run)) as new:
-        artifacts.write_jsonl(new / "forget.jsonl", forget_samples)
-        artifacts.write_jsonl(new / "refused.jsonl", refused_samples)
-        artifacts.write_jsonl(new / "poisoned.jsonl", poisoned_samples)
-        artifacts.write_jsonl(new / "retain.jsonl", retain_samples)
+        for kind, records in samples.items():
+            artifacts.write_jsonl(new / f"{kind}.jsonl", records)
         artifacts.write_json(new / "summary.json", summary)
     return summary
 

@@ -181,15 +181,9 @@ def _load(params: Params, layout: Layout, folder: Path, run: str, honest: str | 
     place = params.model.dtype, params.model.device
     if run == "base":
         return models.load_base(folder, *place)
-    adapter = artifacts.require(layout.adapter("target"))
-    if run == "target":
-        return models.load_target(folder, adapter, *place)
-    names = [run, honest] if honest else [run]
-    folders = [artifacts.require(layout.adapter(name)) for name in names]
-    model: PreTrainedModel | PeftModel = models.load_target(folder, adapter, *place)
-    for name, stored in zip(names, folders):
-        model = models.add_adapter(model, stored, name)
-    return model
+    target = artifacts.require(layout.adapter("target"))
+    names = () if run == "target" else [run, honest] if honest else [run]
+    return models.load_beside(folder, target, {one: artifacts.require(layout.adapter(one)) for one in names}, *place)
 
 
 def _check_context(model: PreTrainedModel | PeftModel, tokens: int) -> None:

@@ -272,7 +272,7 @@ def _train(
     schedule = Schedule(
         unlearn.steps, unlearn.lr, unlearn.warmup, unlearn.weight_decay, unlearn.clip, unlearn.checkpoint_every
     )
-    trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    trainable = models.trainable(policy)
     return train(trainable, terms, schedule, state, reporter=reporter, description=f"unlearn {settings.name}")
 
 
