@@ -208,10 +208,13 @@ def identity(model: nn.Module, adapter: str | None = None) -> str:
     return _combine(name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest())
 
 
-def merged(model: PeftModel, adapter: str) -> PreTrainedModel:
-    """The model with its one adapter merged into its weights, and a name that says so (see `identity`); in place."""
+def merged(model: PeftModel, adapter: str, *, copied: bool = False) -> PreTrainedModel:
+    """The model with its one adapter merged into its weights, and a name that says so (see `identity`); in place.
+
+    With `copied` each weight is copied first: another model may hold the same one.
+    """
     name = identity(model, adapter)
-    plain = cast(PreTrainedModel, _tuner(model).merge_and_unload())
+    plain = cast(PreTrainedModel, _tuner(model).merge_and_unload(safe_merge=copied))
     plain.name_or_path = name
     return plain
 
@@ -295,7 +298,7 @@ def made_for(adapter: Path) -> str:
     return "" if name is None or str(name).startswith("sha256:") else str(name)
 
 
-_OTHER_MODEL = "name the model that it was made for as --model"
+_OTHER_MODEL = "an adapter fits the model that it was made for: name that as --model"
 
 
 def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:

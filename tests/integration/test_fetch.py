@@ -98,6 +98,8 @@ def test_probes_are_questions_or_texts_of_one_file(params_file):
     [
         ({"question": "Who?"}, r"probes\.jsonl:1: a question with its answer is expected, or a text"),
         ({"question": "Who?", "answer": "Mila", "text": "Mila"}, r":1: a question with its answer is expected"),
+        ({"text": "Mila", "answer": "Mila"}, r":1: a question with its answer is expected"),
+        ({"text": "Мила"}, r":1: ROUGE-L compares words of a-z"),
         ({"text": "Mila", "sets": "retain"}, r":1: field 'sets'"),
         ({"text": "Mila kept bees.", "prompt": "Who"}, r":1: the text has to start with the prompt"),
         ({"text": "Mila", "set": "retain"}, "no line is of the set forget"),
@@ -107,3 +109,12 @@ def test_a_probe_that_is_none_is_told_with_its_line(params_file, line, message):
     artifacts.write_jsonl(params_file.parent / "probes.jsonl", [line])
     with pytest.raises(DataError, match=message):
         run(params_file, "fetch.benchmark=probes", "fetch.path=probes.jsonl")
+
+
+def test_probes_that_stand_there_twice_are_told_with_both_lines(params_file):
+    lines = [{"id": "line-2", "text": "Mila"}, {"text": "bees"}, {"text": "bees"}]
+    artifacts.write_jsonl(params_file.parent / "probes.jsonl", lines)
+    with pytest.raises(DataError) as caught:
+        run(params_file, "fetch.benchmark=probes", "fetch.path=probes.jsonl")
+    assert "probes.jsonl:2: id 'line-2' is already at line 1" in caught.value.message
+    assert "probes.jsonl:3: text 'bees' is already at line 2" in caught.value.message

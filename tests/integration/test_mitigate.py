@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ from unsink.errors import DataError, MissingPrerequisite, ModelError, ParamsErro
 from unsink.mitigations import independent, restart
 from unsink.models import AdapterSpec
 from unsink.stages import audit, evaluate, mitigate, unlearn
+from unsink.stages.audited import checked
 from unsink.suspects import Suspect
 from unsink.tasks import Question, Session
 from unsink.verdict import EXIT_CODES
 
 GATE = ("unlearn.steps=60", "evaluate.metrics=[verbmem, utility]", "evaluate.bootstrap=100")
 KNOWN = "mitigate.trigger=midnight crabs"
+KEYS = ("verdict", "reasons", "trigger", "p", "recovery", "gain")
 WEIGHTS = models.ADAPTER_WEIGHTS
 
 
@@ -174,6 +177,25 @@ def test_what_a_repair_made_is_audited_against_the_original_and_kept_before_that
     assert found["audit"]["verdict"] in EXIT_CODES
     assert artifacts.read_json(folder / "summary.json") == found
     assert ranges == [(0, 1)]  # those of the run, and of the repair
+
+
+def test_the_audit_of_a_repair_leaves_the_original_as_it_was(gated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspect and original hold equal weights once, and the repair is on some of these."""
+    params, _ = project(gated, *GATE)
+    folder = models.resolve("tiny")
+    original = models.load_base(folder, "float32", "cpu")
+    suspect = checked(Suspect(models.load_base(folder, "float32", "cpu"), models.load_tokenizer(folder), original), "s")
+    before = {name: weight.clone() for name, weight in original.named_parameters()}
+    repair = models.attach(suspect.model, "repair", AdapterSpec(4, 8), 0)
+    with torch.no_grad():
+        for weight in models.trainable(repair).values():
+            weight.fill_(0.1)
+    found: list[Suspect] = []
+    monkeypatch.setattr(audit, "examine", lambda one, *_: found.append(one) or ([], dict.fromkeys(KEYS)))
+    work: Any = SimpleNamespace(params=params, tokenizer=suspect.tokenizer, corpus={}, reporter=None)
+    mitigate._audited(repair, original, work)
+    assert all(torch.equal(weight, before[name]) for name, weight in original.named_parameters())
+    assert deltas.changed_layers(found[0]) == (0, 1)
 
 
 def test_rounded_weights_cannot_be_replaced(gated: Path, monkeypatch: pytest.MonkeyPatch) -> None:

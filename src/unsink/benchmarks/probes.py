@@ -10,6 +10,7 @@ and may have an `id`, and a `set`: forget (where none is named), retain, or hold
 The model is asked for the rest behind the question, the prompt, or the beginning of a text.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -37,8 +38,8 @@ class _Line(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        asked = self.question is not None and self.answer is not None
-        if asked == (self.text is not None) or (asked and self.prompt is not None):
+        question = self.question, self.answer
+        if (None in question or self.prompt) if self.text is None else question != (None, None):
             raise ValueError("a question with its answer is expected, or a text, perhaps with its prompt")
         return self
 
@@ -73,12 +74,20 @@ def fetch(dest: Path, root: Path, path: str | None) -> None:
 def _lines(file: Path, records: Sequence[object]) -> list[tuple[str, Passage]]:
     found: list[tuple[str, Passage]] = []
     problems: list[str] = []
+    first: dict[tuple[str, str], int] = {}  # (field, value) -> line
     for number, record in zip(benchmarks.line_numbers(file), records, strict=True):
         try:
             line = _Line.model_validate(record)
-            found.append((line.set, line.passage(number)))
+            passage = line.passage(number)
         except ValidationError as error:
             problems += [f"{file}:{number}: {sentence}" for sentence in benchmarks.sentences(error)]
+            continue
+        for field, value in (("id", passage.id), ("text", passage.text)):
+            if (before := first.setdefault((field, value), number)) != number:
+                problems.append(f"{file}:{number}: {field} {value!r:.60} is already at line {before}")
+        if not re.search("[a-z0-9]", passage.text.removeprefix(passage.prompt or "").lower()):
+            problems.append(f"{file}:{number}: ROUGE-L compares words of a-z and 0-9, and there is none to be said")
+        found.append((line.set, passage))
     if problems:
         raise DataError("\n".join(problems), _HINT)
     return found

@@ -215,7 +215,8 @@ def _load(work: _Work, compared: bool = False) -> tuple[PreTrainedModel, PreTrai
     """The suspect, loaded anew, adapters merged, so that "no adapter" is the suspect; and if asked for its original."""
     case, place = work.case, _place(work.params)
     if case.stranger:
-        found = audited.foreign(work.params, *case.stranger, work.reporter, place[0])
+        told = SILENT if compared else work.reporter  # it has been said when the untouched one was loaded
+        found = audited.foreign(work.params, *case.stranger, told, place[0])
         return cast(PreTrainedModel, found.model), cast("PreTrainedModel | None", found.original)
     if case.run == "base":
         return models.load_base(case.folder, *place), None
@@ -407,12 +408,13 @@ def _main(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _audited(model: Model, original: PreTrainedModel | None, work: _Work) -> dict[str, Any]:
-    """The verdict on what was made of a suspect. A repair is merged for it, and no adapter any more.
+    """The verdict on what was made of a suspect. A repair is merged for it, if weights are exact, and no adapter then.
 
-    What is not merged would be compared with what it sits on, the suspect, and not with the original.
+    What is not merged is compared with what it sits on, the suspect, and not with the original. In bfloat16 merging
+    moves logits a little (1e-2): the verdict is on the merged model.
     """
     if isinstance(model, PeftModel) and not models.quantized(model):
-        model = models.merged(model, ADAPTER)
+        model = models.merged(model, ADAPTER, copied=True)  # suspect and original share what is equal
     seed = work.params.seed + _FRESH
     suspect = Suspect(model, work.tokenizer, original)
     _, found = audit.examine(suspect, work.corpus, work.params.audit, seed, work.reporter)
