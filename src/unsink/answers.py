@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from unsink.losses import head_kl, head_nll
+from unsink.losses import head_kl, head_nll, kl_of_nll
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Forward:
         labelled: (B, T) true at labelled tokens.
         hidden: {layer: (B, T, D)} output of decoder layers, where asked for.
         values: {layer: (B, T, ...)} what the runner's `measure` makes of the value vectors, where asked for.
+        slopes: (N, D) gradient of `nll` by `states`, where the runner keeps it.
     """
 
     labels: Tensor
@@ -37,6 +38,7 @@ class Forward:
     labelled: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    slopes: Tensor | None = None
 
     @cached_property
     def logits(self) -> Tensor:
@@ -50,7 +52,9 @@ class Forward:
 
     def kl(self, policy: "Forward") -> Tensor:
         """Return KL(this || policy), mean over labelled tokens, a scalar in nats; both are about the same batch."""
-        return head_kl(self.states, policy.states, self.head)
+        if self.slopes is None:
+            return head_kl(self.states, policy.states, self.head)
+        return kl_of_nll(self.nll, policy.nll, self.slopes, policy.states - self.states)
 
     def part(self, start: int, stop: int) -> "Forward":
         """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
@@ -64,6 +68,7 @@ class Forward:
             self.labelled[start:stop],
             {layer: h[start:stop] for layer, h in self.hidden.items()},
             {layer: v[start:stop] for layer, v in self.values.items()},
+            None if self.slopes is None else self.slopes[chosen],
         )
         if "nll" in self.__dict__:
             part.__dict__["nll"] = self.nll[chosen]

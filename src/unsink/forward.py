@@ -20,6 +20,7 @@ from unsink import models
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
 from unsink.kept import Ask, Found, Keep, Said, Shelf, room
+from unsink.losses import nll_slopes
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
@@ -86,6 +87,8 @@ class Runner:
         stop_early: end the pass at the last layer of `hidden` and `values`; then `states` mean nothing.
         measure: what is kept of value vectors (B, T, K), here their norms; a function of a module, or a part of one.
         folder: for files, where what is kept would take much memory; None: it stays in memory.
+        compares: with `answers`: keep the slopes of the target's losses, so that KL(reference || policy) needs none of
+            its logits. They are kept where that is exact: for a frozen linear head in float32.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Runner:
         stop_early: bool = False,
         measure: Callable[[Tensor], Tensor] = value_norms,
         folder: Path | None = None,
+        compares: bool = False,
     ) -> None:
         self.measure, self.folder = measure, folder
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
@@ -108,6 +112,7 @@ class Runner:
         self._last_layer = max(read) if stop_early else count - 1
         # Without answers the target is only asked for what the losses read, and for the input of the adapted layers.
         self._last_remembered = self._last_layer if answers else max((*read, first_layer))
+        self._slopes = answers and compares and self._linear()
         self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
 
@@ -152,6 +157,8 @@ class Runner:
         )
         if self._answers:
             forward.__dict__["nll"] = torch.cat(self._recalled(samples, "nll"))  # fills the cached property
+        if self._slopes:
+            forward.slopes = torch.cat(self._recalled(samples, "slopes"))
         return forward
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
@@ -159,7 +166,19 @@ class Runner:
 
     def _head(self, states: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
-        return head(states.to(head.weight.dtype))  # type: ignore[no-any-return]
+        logits: Tensor = head(states.to(head.weight.dtype))
+        cap = self._cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def _cap(self) -> float | None:
+        """What bounds the logits of Gemma 2."""
+        return getattr(models.bare(self.model).config, "final_logit_softcapping", None)
+
+    def _linear(self) -> bool:
+        """Whether logits are a fixed linear map of the last states, and losses are exact enough to be subtracted."""
+        weight = self.model.get_output_embeddings().weight
+        return weight.dtype == torch.float32 and not weight.requires_grad and self._cap is None
 
     def _padded(self, samples: Sequence[Sample], name: str) -> Tensor:
         return pad_sequence(self._recalled(samples, name), batch_first=True)
@@ -198,20 +217,28 @@ class Runner:
 
     def _dependencies(self, adapter: str | None) -> str:
         """All that decides what a frozen model says, and what is kept of it, beside the samples."""
-        read = (self.first_layer, self.hidden, self.values, self._answers, self._last_layer, self._last_remembered)
+        asked = self._answers, self._slopes
+        read = (self.first_layer, self.hidden, self.values, asked, self._last_layer, self._last_remembered)
         weight = self.model.get_input_embeddings().weight
         how = (weight.dtype, weight.device.type, models.quantized(self.model), torch.__version__)
         return repr((models.identity(self.model, adapter), how, read, self.pad, _called(self.measure)))
 
     def _all_of_target(self, samples: Sequence[Sample]) -> list[Said]:
-        """`below` (T, D), the input of the first adapted layer, `states` (N, D), `nll` (N,), `hidden/*`, `values/*`.
+        """What is kept of each sample, by name.
+
+            below                 (T, D), the input of the first adapted layer
+            states, slopes        (N, D)
+            nll                   (N,)
+            hidden/*, values/*    (T, ...) of a layer
 
         Without answers nobody asks for `states`, which then mean nothing: they are (N, 0).
         """
         batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, None, self._last_remembered)
-        if self._answers:
+        if self._slopes:
+            forward.__dict__["nll"], forward.slopes = nll_slopes(forward.states, forward.labels, forward.head)
+        elif self._answers:
             _ = forward.nll  # of all samples at once; their parts then take theirs from it
         found: list[Said] = []
         for row, sample in enumerate(samples):
@@ -221,6 +248,7 @@ class Runner:
                     "below": seen.inputs[self.first_layer][row, :length].clone(),
                     "states": mine.states.clone() if self._answers else mine.states.new_empty(len(mine.states), 0),
                     **({"nll": mine.nll.clone()} if self._answers else {}),
+                    **({"slopes": mine.slopes.clone()} if mine.slopes is not None else {}),
                     **{f"hidden/{layer}": h[0, :length].clone() for layer, h in mine.hidden.items()},
                     **{f"values/{layer}": v[0, :length].clone() for layer, v in mine.values.items()},
                 }
@@ -243,9 +271,9 @@ class Runner:
             seen = Seen()
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))
-            last = decoder(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).last_hidden_state  # (B, T, D)
+            # Padding stands at the right, where no real token sees it: attention needs no mask but the causal one,
+            # which kernels know themselves. What comes out at padding is never read.
+            last = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, T, D)
         return Forward(
             batch.labels,
             batch.rows,

@@ -103,6 +103,33 @@ def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
     return _by_rows(formula, head, reference, policy).mean()
 
 
+def nll_slopes(states: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return `head_nll`, shape (N,), and its gradient by the states, (N, D), for `kl_of_nll`."""
+    with torch.enable_grad():
+        states = states.detach().requires_grad_()
+        nll = head_nll(states, labels, head)
+        (slopes,) = torch.autograd.grad(nll.sum(), states)
+    return nll.detach(), slopes
+
+
+def kl_of_nll(reference: Tensor, policy: Tensor, slopes: Tensor, step: Tensor) -> Tensor:
+    """Return KL(reference || policy), mean over the N rows given, in nats per token, from losses alone.
+
+    Under a linear head the loss of a label is convex in the states h, and KL is its Bregman divergence:
+
+        KL(h' || h) = nll(h) - nll(h') - g (h - h'),   g the gradient of nll at h'
+
+    whatever the label: what it adds to both losses is linear. So the reference's logits are needed once, for g.
+
+    Args:
+        reference: (N,) losses of the reference.
+        policy: (N,) losses of the policy for the same labels.
+        slopes: (N, D) gradient of `reference` by the reference's states.
+        step: (N, D) states of the policy − those of the reference.
+    """
+    return (policy - reference - (slopes * step).sum(dim=-1)).mean()
+
+
 _Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 """From rows, what gradients are wanted, and log-probabilities (n, V), which it may overwrite, to values (n,) and their
 gradients by the logits."""

@@ -9,7 +9,15 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from unsink import folded as folded_module
 from unsink import kept, losses, methods, models, probe
@@ -45,7 +53,14 @@ def gpt2() -> PreTrainedModel:
     )
 
 
-@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
+def gemma2() -> PreTrainedModel:
+    """Its logits are bounded, so that they are no linear map of the states."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = Gemma2Config(vocab_size=100, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5, **sizes)
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.fixture(params=[llama, gpt2, gemma2], ids=["llama", "gpt2", "gemma2"])
 def policy(request: pytest.FixtureRequest) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -91,6 +106,23 @@ def test_the_reference_stays_the_target_while_the_adapter_changes(policy: PeftMo
     torch.testing.assert_close(reference.logits, before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(reference.nll, losses.token_nll(before, collate(SAMPLES, 0).labels), atol=1e-4, rtol=0)
     assert (runner.policy(SAMPLES).logits - before).abs().max() > 0.1
+
+
+def test_kl_needs_no_logits_of_the_target_where_it_keeps_slopes(policy: PeftModel) -> None:
+    runner, plain_runner = Runner(policy, 2, 0, compares=True), Runner(policy, 2, 0)
+    for one in (runner, plain_runner):
+        one.remember(SAMPLES)
+    linear = policy.config.model_type != "gemma2"
+    assert (runner.reference(SAMPLES).slopes is not None) == linear
+    disturb(policy, "run")
+    found = []
+    for one in (runner, plain_runner):
+        answer = one.policy(SAMPLES)
+        kl = one.reference(SAMPLES).part(1, 3).kl(answer.part(1, 3))
+        found.append((kl, *torch.autograd.grad(kl, list(models.trainable(policy).values()))))
+    assert found[0][0].item() > 0.001
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 def test_order_and_padding_do_not_change_an_answer(policy: PeftModel) -> None:

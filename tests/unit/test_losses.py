@@ -58,6 +58,21 @@ def test_losses_from_hidden_states_are_those_of_all_their_logits(
     assert all(gradient.abs().sum() > 0 for gradient in of_kl)
 
 
+def test_kl_is_what_the_loss_rises_above_its_tangent() -> None:
+    """By hand: two tokens, logits (h, 0). At h' = 0 both have 1/2 and the slope of -log p(0) is -1/2; at h = ln 3 it is
+    3/4 to 1/4. KL = 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3)."""
+    head = torch.nn.Linear(1, 2, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    before, now = torch.zeros(2, 1), torch.full((2, 1), math.log(3), requires_grad=True)
+    labels = torch.tensor([0, 1])  # whichever: what the label adds is linear
+    known, slopes = losses.nll_slopes(before, labels, head)
+    assert slopes.tolist() == [[-0.5], [0.5]]
+    kl = losses.kl_of_nll(known, losses.head_nll(now, labels, head), slopes, now - before)
+    assert kl.item() == pytest.approx(0.5 * math.log(4 / 3))
+    (gradient,) = torch.autograd.grad(kl, now)
+    assert gradient.flatten().tolist() == pytest.approx([0.125, 0.125])  # (3/4 - 1/2) / 2 rows
+
+
 def test_losses_from_hidden_states_never_have_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(losses._ROOM, "cpu", 2 * 4 * 7)
     head, seen = Plain().requires_grad_(False), []

@@ -30,6 +30,8 @@ class Method(Protocol):
     """Decoder layers whose outputs the formulas read; () where logits are enough."""
     needs_answers: bool
     """Whether the formulas read logits or losses; if not, the forward pass ends at the last layer that they read."""
+    needs_kl: bool
+    """Whether `retain_loss` asks for `reference.kl(policy)`, for which more is then kept of the target."""
     needs_refusals: bool
     """Whether a forget batch is B samples followed by their B refusals, both labelled from the end of the prompt."""
     needs_retain: bool
@@ -88,6 +90,7 @@ class LogitMethod(Generic[Options]):
     def __init__(self, options: Options) -> None:
         self.options = options
         self.needs_retain = options.retain != "none"
+        self.needs_kl = options.retain == "kl"
 
     def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:
         """Nothing to prepare."""

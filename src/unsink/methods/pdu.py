@@ -44,6 +44,7 @@ class Method:
 
     hidden_layers: tuple[int, ...] = ()
     needs_answers = True
+    needs_kl = False
     needs_refusals = False
     needs_retain = True
 

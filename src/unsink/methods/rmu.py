@@ -48,7 +48,7 @@ class Method:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.needs_answers = options.kl > 0
+        self.needs_answers = self.needs_kl = options.kl > 0
         self.hidden_layers: tuple[int, ...] = (options.layer,)
 
     def prepare(self, reference: Callable[[], Forward], generator: torch.Generator) -> None:

@@ -127,4 +127,5 @@ def make_runner(model: PeftModel, training: Training, pad: int) -> Runner:
         method.hidden_layers,
         answers=method.needs_answers,
         stop_early=not method.needs_answers,
+        compares=method.needs_kl,
     )

@@ -138,6 +138,7 @@ def _objective(
         stop_early=not method.needs_answers,
         measure=_measure(unlearn.value_norm, policy),
         folder=layout.kept(settings.name),
+        compares=method.needs_kl,
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
     method.prepare(lambda: runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
