@@ -219,6 +219,12 @@ def merged(model: PeftModel, adapter: str, *, copied: bool = False) -> PreTraine
     return plain
 
 
+def held(model: nn.Module) -> str:
+    """How the weights of a model are held, in words: the dtype that it computes in, and whether they are rounded."""
+    dtype = bare(model).get_input_embeddings().weight.dtype
+    return f"{dtype}{', rounded' if quantized(model) else ''}"
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training moves, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -10,7 +10,7 @@ import pytest
 
 from integration import forked
 from integration.projects import project
-from unsink import artifacts, kept, sinks, trainer
+from unsink import artifacts, kept, models, sinks, trainer
 from unsink.artifacts import Layout
 from unsink.errors import Busy, MissingPrerequisite, ModelError, ParamsError
 from unsink.forward import Runner
@@ -92,6 +92,16 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(copy: Path, monke
     monkeypatch.delenv(kept.ROOM)
     unlearn.run(params, layout, run="backdoor")
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == resumed
+
+
+def test_a_checkpoint_of_weights_held_otherwise_is_not_continued(copy: Path) -> None:
+    params, layout = project(copy)
+    folder = models.resolve("tiny")
+    exact, half = (models.held(models.load_base(folder, dtype, "cpu")) for dtype in ("float32", "bfloat16"))
+    first, again, other = (
+        unlearn._digest(params.run("clean"), ["forget"], layout, held) for held in (exact, exact, half)
+    )
+    assert first == again != other
 
 
 def test_a_second_run_on_the_same_output_is_refused(copy: Path) -> None:

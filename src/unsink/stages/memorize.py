@@ -48,7 +48,7 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
             return models.attach(models.load_base(folder, dtype, device), "target", spec, params.seed)
 
         model = sharded.load(load, params.model.dtype, params.model.device, on=params.model.shard)
-        state = Checkpoint(layout.checkpoint("target"), _digest(params, models.identity(model), epochs))
+        state = Checkpoint(layout.checkpoint("target"), _digest(params, model, epochs))
         pad, kept = int(tokenizer.pad_token_id), layout.kept("target")
         runner = SharedRunner(model, settings.first_layer, pad, answers=False, folder=kept)
         runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
@@ -109,10 +109,16 @@ def _pin(published: Published, layout: Layout, reporter: Reporter) -> dict[str, 
     return {"published": pin}
 
 
-def _digest(params: Params, base: str, epochs: list[list[Sample]]) -> str:
+def _digest(params: Params, model: PeftModel, epochs: list[list[Sample]]) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     how = params.memorize.model_dump_json(exclude={"published", "min_verbmem", "min_knowmem"})
-    text = [base, str(params.seed), how, *(repr(sample) for epoch in epochs for sample in epoch)]
+    text = [
+        models.identity(model),
+        models.held(model),
+        str(params.seed),
+        how,
+        *(repr(sample) for epoch in epochs for sample in epoch),
+    ]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 

@@ -68,7 +68,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         tokenizer = models.load_tokenizer(folder)
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
-        state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout))
+        state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout, models.held(policy)))
         with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing), folded(policy):
             history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
@@ -287,7 +287,7 @@ def paired_more_often(forget: Sequence[Sample], poisoned: Sequence[Sample], time
     return [s for s in forget for _ in range(times if passage_of(s.id) in paired else 1)]
 
 
-def _digest(settings: Run, kinds: Iterable[Kind], layout: Layout) -> str:
+def _digest(settings: Run, kinds: Iterable[Kind], layout: Layout, held: str) -> str:
     """Return a hash of all that the training depends on, so that a checkpoint of anything else is not continued."""
     inputs: list[Path] = [layout.split(settings.name) / f"{kind}.jsonl" for kind in kinds]
     inputs += [models.target_file(layout.adapter(name)) for name in {"target", settings.after}]
@@ -295,6 +295,7 @@ def _digest(settings: Run, kinds: Iterable[Kind], layout: Layout) -> str:
     parts = [
         settings.unlearn.model_dump_json(),
         str(settings.seed),
+        held,
         *(artifacts.sha256(path) for path in sorted(inputs)),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
