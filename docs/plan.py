@@ -16,8 +16,8 @@ ADAPTER_MB = 2.6
 AUDITS = 10_000
 # the data sheet of an H100 SXM: dense bfloat16, bytes per second
 PEAK, BANDWIDTH = 989e12, 3.35e12
-# measured: share of the peak while training a model of 1.7B on one H100, docs/results/performance-h100.json; larger models
-# reach more of it
+# measured: share of the peak while training a model of 1.7B on one H100, docs/results/performance-h100.json; larger
+# models reach more of it
 SHARE = 0.22
 # assumed: prices per hour
 GPU_HOUR, CORE_HOUR = 3.0, 0.04
