@@ -17,7 +17,7 @@ from unsink.errors import MissingPrerequisite, ParamsError
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 NOT_ON_A_PROJECT = {"ask", "code", "init"}
 """A conversation, what DVC needs of an installed package, and what makes a project."""
-PRINTED = {"junit", "md"}
+PRINTED = {"junit", "md", "exit_zero"}
 """Options that say how a result is written, not what it is."""
 SHORTHAND = {"every"}
 """Options for what a method takes without them: `export --all` is `run=None`."""
