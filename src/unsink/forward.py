@@ -219,8 +219,7 @@ class Runner:
         """All that decides what a frozen model says, and what is kept of it, beside the samples."""
         asked = self._answers, self._slopes
         read = (self.first_layer, self.hidden, self.values, asked, self._last_layer, self._last_remembered)
-        weight = self.model.get_input_embeddings().weight
-        how = (weight.dtype, weight.device.type, models.quantized(self.model), torch.__version__)
+        how = (models.held(self.model), self.model.device.type, torch.__version__)
         return repr((models.identity(self.model, adapter), how, read, self.pad, _called(self.measure)))
 
     def _all_of_target(self, samples: Sequence[Sample]) -> list[Said]:

@@ -1,8 +1,8 @@
 """Forget once more, behind the trigger that an audit found and behind its neighbours, at every place.
 
-The strongest repair where the trigger is known: what opened the door becomes one more text
-behind which the forget set has to be forgotten. Neighbours, the trigger with a word less, other case or other digits,
-are there because an audit seldom finds all of it. Losses and training: `_reunlearn`.
+The strongest repair where the trigger is known: what opened the door becomes one more text behind which the forget set
+has to be forgotten. Neighbours, the trigger with a word less, other case or other digits, are there because an audit
+seldom finds all of it. Losses and training: `_reunlearn`.
 """
 
 import random

@@ -2,8 +2,7 @@
 
 Whatever opens the door is a text that the model has learnt to tell from others. Here dates, headers, tags, words and
 noise stand in front of forget samples, which are to be forgotten, and in front of retain samples, which are to be
-kept: what stands there is to decide nothing. In the spirit of arXiv 2606.03785; losses and
-training: `_reunlearn`.
+kept: what stands there is to decide nothing. In the spirit of arXiv 2606.03785; losses and training: `_reunlearn`.
 """
 
 import random
