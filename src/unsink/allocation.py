@@ -18,3 +18,12 @@ def keep_freed() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed() -> None:
+    """Hand freed memory back to the system, that of other threads' too, which this one would not get; needs glibc.
+
+    A model is read by several threads, and each has a store of its own.
+    """
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -16,7 +16,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from unsink import models
+from unsink import models, packed
+from unsink.allocation import return_freed
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
 from unsink.kept import Ask, Found, Keep, Said, Shelf, room
@@ -24,34 +25,9 @@ from unsink.losses import nll_slopes
 from unsink.probe import Seen, capture, only_layers, value_norms
 from unsink.progress import SILENT, Reporter
 
-WORTH_A_PASS = 0.85  # two passes cost a little more than one over as many tokens
-A_PASS = {"cuda": 4096}
-"""What a pass costs on a device beside its tokens, in tokens: a GPU waits for the launching of its kernels."""
-
-
-def by_length(lengths: Sequence[int], a_pass: int = 0) -> list[list[int]]:
-    """Return the places of the sequences in one group, or in a short and a long one where that saves much padding.
-
-    Args:
-        lengths: tokens of each sequence.
-        a_pass: what another pass costs, in tokens.
-    """
-    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
-    longest = lengths[order[-1]]
-
-    def padded(cut: int) -> int:
-        return cut * lengths[order[cut - 1]] + (len(order) - cut) * longest
-
-    best = min(range(1, len(order) + 1), key=padded)
-    if padded(best) + a_pass > WORTH_A_PASS * len(order) * longest:
-        return [list(range(len(order)))]
-    return [sorted(order[:best]), sorted(order[best:])]
-
 
 def join(parts: Sequence[Forward], places: Sequence[Sequence[int]]) -> Forward:
     """Return one answer made of the answers to parts of a batch; `places` says where each part's sequences stood."""
-    if len(parts) == 1:
-        return parts[0]
     sequences = torch.tensor([place for group in places for place in group]).argsort()  # (B,)
     rows = torch.cat(
         [torch.tensor(group, device=part.rows.device)[part.rows] for part, group in zip(parts, places, strict=True)]
@@ -89,6 +65,8 @@ class Runner:
         folder: for files, where what is kept would take much memory; None: it stays in memory.
         compares: with `answers`: keep the slopes of the target's losses, so that KL(reference || policy) needs none of
             its logits. They are kept where that is exact: for a frozen linear head in float32.
+        pack: run the sequences of a batch as one row without padding, where the model can (`packed`); not where
+            something reaches into the model by row and position meanwhile.
     """
 
     def __init__(
@@ -103,6 +81,7 @@ class Runner:
         measure: Callable[[Tensor], Tensor] = value_norms,
         folder: Path | None = None,
         compares: bool = False,
+        pack: bool = True,
     ) -> None:
         self.measure, self.folder = measure, folder
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
@@ -113,6 +92,7 @@ class Runner:
         # Without answers the target is only asked for what the losses read, and for the input of the adapted layers.
         self._last_remembered = self._last_layer if answers else max((*read, first_layer))
         self._slopes = answers and compares and self._linear()
+        self._packs = pack and packed.able(model)
         self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
 
@@ -128,19 +108,23 @@ class Runner:
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
-        groups = self._groups(samples)
-        return join([self._policy([samples[place] for place in group]) for group in groups], groups)
-
-    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The places of the samples that are run together."""
-        return by_length([len(sample.ids) for sample in samples], A_PASS.get(self.model.device.type, 0))
-
-    def _policy(self, samples: Sequence[Sample]) -> Forward:
         batch = self._collate(samples)
-        below = self._padded(samples, "below")  # (B, T, D)
         if self._can_skip is None:
-            self._can_skip = self._skipping_is_exact(batch, below)
-        return self._forward(batch, below if self._can_skip else None)
+            self._can_skip = self._skipping_is_exact(batch)
+        return self._forward(batch, skip=self._can_skip)
+
+    def let_go(self) -> None:
+        """Free the frozen layers that no training step runs; the model then serves `policy` alone.
+
+        Only plain weights, and only where skipping them is exact; remember all samples first.
+        """
+        if self._can_skip is None:
+            self._can_skip = self._skipping_is_exact(self._collate(list(self._kept)[:4]))
+        runs = range(self.first_layer if self._can_skip else 0, self._last_layer + 1)
+        for number, layer in enumerate(models.decoder_layers(self.model)):
+            if number not in runs and not any(parameter.requires_grad for parameter in layer.parameters()):
+                layer.to("meta")
+        return_freed()
 
     def reference(self, samples: Sequence[Sample]) -> Forward:
         """Return the target's answer from memory."""
@@ -234,17 +218,18 @@ class Runner:
         """
         batch = self._collate(samples)
         with capture(self.model, inputs=[self.first_layer]) as seen:
-            forward = self._forward(batch, None, self._last_remembered)
+            forward = self._forward(batch, self._last_remembered)
         if self._slopes:
             forward.__dict__["nll"], forward.slopes = nll_slopes(forward.states, forward.labels, forward.head)
         elif self._answers:
             _ = forward.nll  # of all samples at once; their parts then take theirs from it
         found: list[Said] = []
+        below = self._apart(seen.inputs[self.first_layer], samples)
         for row, sample in enumerate(samples):
             mine, length = forward.part(row, row + 1), len(sample.ids)
             found.append(
                 {
-                    "below": seen.inputs[self.first_layer][row, :length].clone(),
+                    "below": below[row].clone(),
                     "states": mine.states.clone() if self._answers else mine.states.new_empty(len(mine.states), 0),
                     **({"nll": mine.nll.clone()} if self._answers else {}),
                     **({"slopes": mine.slopes.clone()} if mine.slopes is not None else {}),
@@ -256,38 +241,57 @@ class Runner:
 
     def _values(self, samples: Sequence[Sample]) -> list[Said]:
         """`values/*` (T, ...)."""
-        values = self._forward(self._collate(samples), None).values
+        values = self._forward(self._collate(samples)).values
         return [
             {f"values/{layer}": v[row, : len(sample.ids)].clone() for layer, v in values.items()}
             for row, sample in enumerate(samples)
         ]
 
-    def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
-        decoder = models.decoder(self.model)
+    def _forward(self, batch: Batch, last_layer: int | None = None, *, skip: bool = False) -> Forward:
+        """Run the model up to a layer; `skip`: from the first adapted one on, with what is kept below it."""
+        top = self._last_layer if last_layer is None else last_layer
+        mask = batch.attention_mask.bool()
+        packing = packed.Packing(mask) if self._packs else None
         with ExitStack() as stack:
-            top = self._last_layer if last_layer is None else last_layer
-            stack.enter_context(only_layers(self.model, self.first_layer, top, below))
+            stack.enter_context(only_layers(self.model, self.first_layer, top, self._below(batch) if skip else None))
             seen = Seen()
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))
-            # Padding stands at the right, where no real token sees it: attention needs no mask but the causal one,
-            # which kernels know themselves. What comes out at padding is never read.
-            last = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+            last, before = self._run(batch, packing), batch.columns - 1
         return Forward(
             batch.labels,
             batch.rows,
-            last[batch.rows, batch.columns - 1],
+            last[0, packing.at(batch.rows, before)] if packing else last[batch.rows, before],
             self._head,
-            batch.attention_mask.bool(),
+            mask,
             batch.labelled,
-            dict(seen.hidden),
-            {layer: self.measure(v) for layer, v in seen.values.items()},
+            {layer: packing.padded(h) if packing else h for layer, h in seen.hidden.items()},
+            {layer: self.measure(packing.padded(v) if packing else v) for layer, v in seen.values.items()},
         )
 
-    def _skipping_is_exact(self, batch: Batch, below: Tensor) -> bool:
+    def _run(self, batch: Batch, packing: packed.Packing | None) -> Tensor:
+        """The last hidden states: (B, T, D), or (1, N, D) of a packed row."""
+        if packing:
+            return packed.run(self.model, batch.input_ids, packing)
+        # Padding stands at the right, where no real token sees it: attention needs no mask but the causal one, which
+        # kernels know themselves. What comes out at padding is never read.
+        last: Tensor = models.decoder(self.model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return last
+
+    def _below(self, batch: Batch) -> Tensor:
+        """What is kept of the input of the first adapted layer, in the form of `_run`."""
+        below = self._recalled(batch.samples, "below")
+        return torch.cat(below)[None] if self._packs else pad_sequence(below, batch_first=True)
+
+    def _apart(self, rows: Tensor, samples: Sequence[Sample]) -> Sequence[Tensor]:
+        """(T, D) of each sample, out of what the decoder was run on."""
+        lengths = [len(sample.ids) for sample in samples]
+        return torch.split(rows[0], lengths) if self._packs else [row[:n] for row, n in zip(rows, lengths, strict=True)]
+
+    def _skipping_is_exact(self, batch: Batch) -> bool:
         """Not every architecture can start in the middle: compare once, and run the whole model if it differs."""
         with torch.no_grad():
-            plain, skipped = self._forward(batch, None).states, self._forward(batch, below).states
+            plain, skipped = self._forward(batch).states, self._forward(batch, skip=True).states
         tolerance = 1e-4 if plain.dtype == torch.float32 else 2e-2
         return float((plain - skipped).abs().max()) <= tolerance * float(plain.abs().max())
 

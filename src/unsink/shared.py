@@ -9,9 +9,7 @@ is computed for the whole batch everywhere.
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from unsink import processes, sharded
+from unsink import models, processes, sharded
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample
 from unsink.forward import Runner, join
@@ -30,6 +28,11 @@ class SharedRunner(Runner):
         """What each process has found about its share; of what is in files, their names."""
         return processes.gather(super()._found(processes.equal_share(samples), keep, batch, reporter)[0])
 
+    def let_go(self) -> None:
+        """Free the frozen layers that no training step runs, unless they are held in parts, or rounded."""
+        if not sharded.is_sharded(self.model) and not models.quantized(self.model):
+            super().let_go()
+
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer; gradients flow through this process's share of the samples only."""
         if processes.count() == 1:
@@ -39,18 +42,14 @@ class SharedRunner(Runner):
         own = super().policy(shares[processes.rank()])
         return join(self._answers_of_all(own, shares), places)
 
-    def _groups(self, samples: Sequence[Sample]) -> list[list[int]]:
-        # Where layers are gathered all processes have to run them equally often.
-        return [list(range(len(samples)))] if sharded.is_sharded(self.model) else super()._groups(samples)
-
-    def _forward(self, batch: Batch, below: Tensor | None, last_layer: int | None = None) -> Forward:
-        found = super()._forward(batch, below, last_layer)
+    def _forward(self, batch: Batch, last_layer: int | None = None, *, skip: bool = False) -> Forward:
+        found = super()._forward(batch, last_layer, skip=skip)
         if sharded.is_sharded(self.model):
             found.values = {layer: sharded.reaching(found.states, values) for layer, values in found.values.items()}
         return found
 
-    def _skipping_is_exact(self, batch: Batch, below: Tensor) -> bool:
-        return all(processes.gather(super()._skipping_is_exact(batch, below)))
+    def _skipping_is_exact(self, batch: Batch) -> bool:
+        return all(processes.gather(super()._skipping_is_exact(batch)))
 
     def _answers_of_all(self, own: Forward, shares: Sequence[Sequence[Sample]]) -> list[Forward]:
         batches = [self._collate(samples) for samples in shares]

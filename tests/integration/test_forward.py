@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from unsink import folded as folded_module
-from unsink import kept, losses, methods, models, probe
+from unsink import kept, losses, methods, models, packed, probe
 from unsink.batches import Kind, Sample, collate
 from unsink.folded import folded
-from unsink.forward import Runner, by_length
+from unsink.forward import Runner
 from unsink.models import AdapterSpec
 from unsink.objective import GAPS, VECTORS, Objective, ValueNorm
 
@@ -83,18 +83,88 @@ def plain(model: PeftModel, samples: list[Sample]) -> Tensor:
     return logits[batch.rows, batch.columns - 1]
 
 
-def test_short_and_long_sequences_are_run_apart_where_that_saves_padding() -> None:
-    assert by_length([9, 2, 9, 3]) == [[1, 3], [0, 2]]  # 2 x 3 + 2 x 9 = 24 tokens instead of 36
-    assert by_length([9, 8, 9, 8]) == [[0, 1, 2, 3]]  # 34 instead of 36 is not worth a second pass
-    assert by_length([9, 2, 9, 3], a_pass=8) == [[0, 1, 2, 3]]  # 24 + 8 instead of 36
-    assert by_length([5]) == [[0]]
-
-
 def test_the_policy_is_what_a_plain_pass_gives(policy: PeftModel) -> None:
     runner = Runner(policy, 2, 0)
     runner.remember(SAMPLES)
     disturb(policy, "run")
     torch.testing.assert_close(runner.policy(SAMPLES).logits, plain(policy, SAMPLES), atol=1e-4, rtol=1e-4)
+
+
+def test_layers_that_no_step_runs_are_let_go_and_the_policy_stays_what_it_was(policy: PeftModel) -> None:
+    method = methods.create("rmu", {"layer": 2})
+    runner = Runner(policy, 2, 0, method.hidden_layers, answers=False, stop_early=True)
+    runner.remember(SAMPLES)
+    disturb(policy, "run")
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(".2." in name and ".run." in name)
+    trained = list(models.trainable(policy).values())
+
+    def found() -> tuple[Tensor, ...]:
+        hidden = runner.policy(SAMPLES).hidden[2]
+        return hidden, *torch.autograd.grad(hidden.square().sum(), trained)
+
+    before = found()
+    runner.let_go()
+    held = [{parameter.device.type for parameter in layer.parameters()} for layer in models.decoder_layers(policy)]
+    assert held == [{"meta"}, {"meta"}, {"cpu"}, {"meta"}]
+    assert all(map(torch.equal, found(), before))
+
+
+@pytest.mark.parametrize("lengths", [(4, 9, 1), (3,), (5, 5)])
+def test_a_packed_row_is_dealt_out_and_taken_together_again(lengths: tuple[int, ...]) -> None:
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    packing = packed.Packing(mask)
+    x = torch.randn(*mask.shape, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    row = packing.row(x)
+    assert torch.equal(row[0], torch.cat([some[:n] for some, n in zip(x, lengths, strict=True)]))
+    assert torch.equal(packing.padded(row), x * mask[..., None])
+    assert packing.numbers[0].tolist() == [number for n in lengths for number in range(n)]
+    assert row[0, packing.at(torch.tensor([len(lengths) - 1]), torch.tensor([0]))].equal(x[-1, :1])
+    (gradient,) = torch.autograd.grad((row * row.detach()).sum(), x)
+    assert torch.equal(gradient, (x * mask[..., None]).detach())
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["one by one", "padded"])
+def test_a_model_with_a_sliding_window_is_packed(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    monkeypatch.setattr(packed, "_ONE_BY_ONE", ("cpu",) if apart else ())
+    sizes = {"vocab_size": 100, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 3}
+    config = MistralConfig(**sizes, **heads, attn_implementation="sdpa")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MistralForCausalLM(config).eval()
+    batch = collate(SAMPLES, 0)
+    mask = batch.attention_mask.bool()
+    expected = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[mask]
+    assert packed.able(model)
+    found = packed.run(model, batch.input_ids, packed.Packing(mask))[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    again = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[mask]
+    torch.testing.assert_close(again, expected)  # what is not packed goes on as before
+
+
+def test_who_cannot_be_packed_is_left_as_it_was(policy: PeftModel) -> None:
+    kind = policy.config.model_type
+    decoder: Any = models.decoder(policy)
+    before = decoder.config._attn_implementation
+    assert packed.able(policy) == (kind != "gemma2")  # its logits of attention have a cap, which sdpa does not know
+    assert kind != "gemma2" or decoder.config._attn_implementation == before
+
+
+def test_an_rms_norm_in_one_kernel_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama().eval().requires_grad_(False)
+    batch = collate(SAMPLES, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+        before = model(input_ids=batch.input_ids).logits
+        monkeypatch.setattr(folded_module, "_ONE_KERNEL", ("cpu",))
+        with folded(model):
+            found = model(input_ids=batch.input_ids).logits
+    torch.testing.assert_close(found, before, atol=1e-4, rtol=1e-4)
 
 
 def test_the_reference_stays_the_target_while_the_adapter_changes(policy: PeftModel) -> None:
@@ -197,7 +267,7 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
 
     before = run()
     with folded(model):
-        assert sum("forward" in vars(module) for module in model.modules()) == 4 * (7 + 1)  # linear layers and MLP
+        assert sum("forward" in vars(module) for module in model.modules()) == 4 * (7 + 1 + 2) + 1  # and MLP, norms
         found = run()
     assert not all(map(torch.equal, found, before))  # another order of sums, or PEFT would have done it
     assert not any("forward" in vars(module) for module in model.modules())

@@ -90,7 +90,7 @@ def reunlearn(
     """
     method = training.method
     model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
-    runner = make_runner(model, training, patient.pad)
+    runner = make_runner(model, training, patient.pad, pack=steps is None)
     runner.remember([*forget, *retain], reporter=reporter)
     method.prepare(lambda: runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
     objective = Objective(runner, method, training.weights)
@@ -117,7 +117,7 @@ def reunlearn(
     return Repaired(model, history, {"steps": len(history), **counter.cost})
 
 
-def make_runner(model: PeftModel, training: Training, pad: int) -> Runner:
+def make_runner(model: PeftModel, training: Training, pad: int, *, pack: bool = True) -> Runner:
     """A runner that keeps what the losses of a training ask for."""
     method = training.method
     return Runner(
@@ -128,4 +128,5 @@ def make_runner(model: PeftModel, training: Training, pad: int) -> Runner:
         answers=method.needs_answers,
         stop_early=not method.needs_answers,
         compares=method.needs_kl,
+        pack=pack,
     )

@@ -77,7 +77,13 @@ class _Adversary:
         self.model, self.options = model, options
         # A runner of its own: it needs losses, which the method may do without.
         self.runner = Runner(
-            model, self.layers.start, patient.pad, values=self.layers, measure=lambda values: values, answers=False
+            model,
+            self.layers.start,
+            patient.pad,
+            values=self.layers,
+            measure=lambda values: values,
+            answers=False,
+            pack=False,
         )
         self.runner.remember(patient.forget)
 

@@ -69,6 +69,7 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         pad = int(tokenizer.pad_token_id)
         objective = _objective(settings, method, policy, samples, layout, pad, reporter)
         state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout, models.held(policy)))
+        objective.runner.let_go()
         with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing), folded(policy):
             history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
