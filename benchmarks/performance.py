@@ -1,9 +1,10 @@
 r"""`make bench`: our speed and memory against the plain path of plain.py, in one run, and the page that says so.
 
-    python benchmarks/performance.py              time per step, evaluation, memory: a few minutes on two quiet cores
+    python benchmarks/performance.py              time per step, evaluation, memory: 20 minutes on two quiet cores
     python benchmarks/performance.py --growth     how they grow with forget set, length, batch and model size, too
     python benchmarks/performance.py --model 1.7b --dtype bfloat16 --device cuda --joined 4 --batch 12 \
         --out docs/results/gpu
+    python benchmarks/performance.py --only npo "memory npo ours"      some parts; prints what was measured, no page
 
 Prints a table and writes docs/results/performance.json and performance.md. Each part runs in a process of its own. What
 an interrupted call has measured is kept in .bench/ and not measured again; `--fresh` forgets it.
@@ -81,7 +82,8 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     (KEPT / "key").write_text(key)
     found: dict[str, Numbers] = {}
-    for name, function, fields, arguments in parts(options.growth):
+    chosen = [part for part in parts(options.growth) if part[0] in options.only or not options.only]
+    for name, function, fields, arguments in chosen:
         file = KEPT / f"{name.replace(' ', '-')}.json"
         if not file.exists():
             print(f"measuring: {name}", file=sys.stderr, flush=True)
@@ -91,6 +93,9 @@ def main() -> int:
             file.with_suffix(".part").write_text(text, encoding="utf-8")
             file.with_suffix(".part").replace(file)
         found[name] = json.loads(file.read_text(encoding="utf-8"))
+    if options.only:
+        print(json.dumps(found, indent=1, sort_keys=True))
+        return 0
     result = {"machine": _machine(found["gemm"], options), "workload": common, "parts": found}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "performance.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -113,6 +118,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: one for each core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the page; default: docs/results")
     parser.add_argument("--fresh", action="store_true", help="measure again what an interrupted call has measured")
+    names = [name for name, *_ in parts(growth=True)]
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=names, metavar="PART", help=", ".join(names[:4]) + " …"
+    )
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
 
