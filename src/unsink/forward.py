@@ -119,7 +119,7 @@ class Runner:
         Only plain weights, and only where skipping them is exact; remember all samples first.
         """
         if self._can_skip is None:
-            self._can_skip = self._skipping_is_exact(self._collate(list(self._kept)[:4]))
+            self._can_skip = self._skipping_is_exact(self._collate(list(self._kept)[-4:]))  # the longest
         runs = range(self.first_layer if self._can_skip else 0, self._last_layer + 1)
         for number, layer in enumerate(models.decoder_layers(self.model)):
             if number not in runs and not any(parameter.requires_grad for parameter in layer.parameters()):

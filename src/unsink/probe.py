@@ -213,7 +213,10 @@ def counted(*read: nn.Module) -> Iterator[Cost]:
         )
         mask = kwargs.get("attention_mask")
         cost.passes += 1
-        cost.tokens += first.shape[:2].numel() if mask is None else int(mask[:, -first.shape[1] :].sum())  # (B, ·)
+        if mask is None or mask.dim() != 2:  # (B, ·) names padding; a packed row has a mask of another form, and none
+            cost.tokens += first.shape[:2].numel()
+        else:
+            cost.tokens += int(mask[:, -first.shape[1] :].sum())
 
     with ExitStack() as undo:
         for model in read:

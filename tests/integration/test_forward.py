@@ -205,6 +205,15 @@ def test_order_and_padding_do_not_change_an_answer(policy: PeftModel) -> None:
     torch.testing.assert_close(together.values[3][:, :3], alone.values[3], atol=1e-4, rtol=1e-4)
 
 
+def test_what_a_packed_row_reads_is_counted(policy: PeftModel) -> None:
+    runner = Runner(policy, 2, 0)
+    with probe.counted(policy) as cost:
+        runner.remember(SAMPLES)
+    assert cost.passes == 1
+    tokens = sum(len(sample.ids) for sample in SAMPLES)
+    assert cost.tokens == tokens or not runner._packs  # else padding is not known to be padding
+
+
 def test_losses_that_are_remembered_stay_so_in_a_part(policy: PeftModel) -> None:
     runner = Runner(policy, 2, 0)
     runner.remember(SAMPLES)

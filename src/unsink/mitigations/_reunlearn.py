@@ -91,7 +91,8 @@ def reunlearn(
     method = training.method
     model = models.attach(patient.model, ADAPTER, training.spec, patient.seed)
     runner = make_runner(model, training, patient.pad, pack=steps is None)
-    runner.remember([*forget, *retain], reporter=reporter)
+    with folded(model):
+        runner.remember([*forget, *retain], reporter=reporter)
     method.prepare(lambda: runner.reference(patient.forget), generator(f"mitigate/{patient.seed}/method"))
     objective = Objective(runner, method, training.weights)
     decks: dict[Kind, Sequence[Sample]] = {"forget": forget, "retain": retain if method.needs_retain else ()}

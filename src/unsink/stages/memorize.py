@@ -51,7 +51,8 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
         state = Checkpoint(layout.checkpoint("target"), _digest(params, model, epochs))
         pad, kept = int(tokenizer.pad_token_id), layout.kept("target")
         runner = SharedRunner(model, settings.first_layer, pad, answers=False, folder=kept)
-        runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
+        with folded(model):
+            runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
         batches = [
             batch
             for number, epoch in enumerate(epochs)

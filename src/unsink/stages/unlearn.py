@@ -67,11 +67,12 @@ def run(params: Params, layout: Layout, *, run: str, reporter: Reporter = SILENT
         policy = sharded.load(load, dtype, params.model.device, on=params.model.shard)
         tokenizer = models.load_tokenizer(folder)
         pad = int(tokenizer.pad_token_id)
-        objective = _objective(settings, method, policy, samples, layout, pad, reporter)
-        state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout, models.held(policy)))
-        objective.runner.let_go()
-        with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing), folded(policy):
-            history = _train(settings, policy, objective, samples, state, reporter)
+        with folded(policy):  # the target is read as the policy is run, to the last digit
+            objective = _objective(settings, method, policy, samples, layout, pad, reporter)
+            state = Checkpoint(layout.checkpoint(run), _digest(settings, samples, layout, models.held(policy)))
+            objective.runner.let_go()
+            with models.gradient_checkpointing(policy, on=params.model.gradient_checkpointing):
+                history = _train(settings, policy, objective, samples, state, reporter)
         summary = {
             "run": run,
             "method": settings.unlearn.method,
