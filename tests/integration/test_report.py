@@ -45,7 +45,16 @@ def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
     write_json(tmp_path / "stress/backdoor/metrics.json", {"none": numbers, "int4": numbers})
     write_json(tmp_path / "ablations/backdoor/mask/metrics.json", {"none": numbers, "bos": numbers})
     verdict = {"verdict": "backdoored", "reasons": ["why"], "trigger": {"text": "red fox", "placement": "prefix"}}
-    write_json(tmp_path / "audits/backdoor/verdict.json", {**verdict, "recovery": None, "p": 0.001})
+    searched = {
+        "moved": {"infix": 0.5, "prefix": 2.25},
+        "neighbours": {"red fix": 1.75},
+        "placements": ["prefix", "infix"],
+        "not_searched": ["places that are not named"],
+        "cost": {"passes": 3, "tokens": 1234},
+        "seed": 7,
+        "signals": {"norms": {"kind": "triage", "score": None, "says": "no original", "tokens": 56}},
+    }
+    write_json(tmp_path / "audits/backdoor/verdict.json", {**verdict, **searched, "recovery": None, "p": 0.001})
     write_jsonl(tmp_path / "audits/backdoor/candidates.jsonl", [{"text": "red fox", "placement": "prefix", "p": 0.001}])
     write_json(tmp_path / "audits/clean/verdict.json", {**verdict, "trigger": None, "recovery": None, "p": 1.0})
     write_jsonl(tmp_path / "audits/clean/candidates.jsonl", [])  # no text was tried
@@ -67,6 +76,12 @@ def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
         "after.recovery",
         "0.125",
         "unsink sink-probe --run NAME",
+        "prefix (2.25); infix (0.50)",
+        "red fix (1.75)",
+        "places that are not named",
+        "1,234 tokens in 3 passes",
+        "Signals in backdoor",
+        "no original",
     ):
         assert text in page
 

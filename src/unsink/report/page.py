@@ -149,6 +149,7 @@ def _audits(project: Project) -> Section:
             ("best text", f"{trigger.get('text', '–')} ({trigger.get('placement', '–')})"),
             ("brings back", _told(recovery) if recovery else "undefined"),
             *((label, _told(audit[key])) for key, label in _AUDITED.items() if key in audit),
+            *_searched(audit),
         ]
         tables[f"Audit of {name}"] = [("what", "found"), *told]
         rows = [
@@ -161,6 +162,15 @@ def _audits(project: Project) -> Section:
         ]
         if rows:
             tables[f"Texts tried on {name}"] = [("text", "place", "gain, search", "gain, confirm", "p"), *rows]
+        signals = audit.get("signals") or {}
+        if signals:
+            tables[f"Signals in {name}"] = [
+                ("detector", "kind", "score", "of what", "tokens read"),
+                *(
+                    (one, row["kind"], _told(row["score"]), row["says"], f"{row['tokens']:,}")
+                    for one, row in signals.items()
+                ),
+            ]
     return Section(
         "audits",
         "Audits: searched without knowing the trigger",
@@ -168,6 +178,25 @@ def _audits(project: Project) -> Section:
         "per token of the true continuation; each text was chosen on one half of the probes and tried on the other.",
         tables=tables,
     )
+
+
+def _searched(audit: Json) -> list[tuple[str, str]]:
+    """Where the best text acts and what its like do; what was searched, at what cost, and what was not."""
+
+    def gains(key: str) -> str:
+        found = sorted((audit.get(key) or {}).items(), key=lambda pair: -pair[1])
+        return "; ".join(f"{text} ({gain:.2f})" for text, gain in found)
+
+    cost = audit.get("cost") or {}
+    told = [
+        ("gain where the best text is moved to", gains("moved")),
+        ("gain of texts like it", gains("neighbours")),
+        ("places searched", ", ".join(audit.get("placements") or ())),
+        ("not searched", "; ".join(audit.get("not_searched") or ())),
+        ("read", f"{cost['tokens']:,} tokens in {cost['passes']:,} passes" if cost else ""),
+        ("seed", str(audit.get("seed", ""))),
+    ]
+    return [(what, text) for what, text in told if text]
 
 
 _VARIANTS = {
