@@ -4,7 +4,8 @@ r"""`make bench`: our speed and memory against the plain path of plain.py, in on
     python benchmarks/performance.py --growth     how they grow with forget set, length, batch and model size, too
     python benchmarks/performance.py --model 1.7b --dtype bfloat16 --device cuda --joined 4 --batch 12 \
         --out docs/results/gpu
-    python benchmarks/performance.py --only npo "memory npo ours"      some parts; prints what was measured, no page
+    python benchmarks/performance.py --only npo "memory npo ours"      some parts: prints them, and writes no page;
+                                                                       the next whole call need not measure them
 
 Prints a table and writes docs/results/performance.json and performance.md. Each part runs in a process of its own. What
 an interrupted call has measured is kept in .bench/ and not measured again; `--fresh` forgets it.
@@ -82,7 +83,7 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     (KEPT / "key").write_text(key)
     found: dict[str, Numbers] = {}
-    chosen = [part for part in parts(options.growth) if part[0] in options.only or not options.only]
+    chosen = [part for part in parts(growth=True) if part[0] in options.only] or parts(options.growth)
     for name, function, fields, arguments in chosen:
         file = KEPT / f"{name.replace(' ', '-')}.json"
         if not file.exists():

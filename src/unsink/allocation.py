@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = (2**30, 2**25)  # bytes; the second is the most that glibc before 2.35 takes
@@ -13,9 +14,7 @@ def keep_freed() -> None:
     Else every large tensor is mapped anew, filled with zeros page by page, and unmapped: 8 % of a training step's time.
     Memory at the peak is the same; between peaks it stays as high.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None and any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -25,5 +24,14 @@ def return_freed() -> None:
 
     A model is read by several threads, and each has a store of its own.
     """
-    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, or None where it has none of that name."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
+    return function

@@ -109,18 +109,15 @@ class Runner:
     def policy(self, samples: Sequence[Sample]) -> Forward:
         """Return the active adapter's answer, with gradient; `remember` the samples first."""
         batch = self._collate(samples)
-        if self._can_skip is None:
-            self._can_skip = self._skipping_is_exact(batch)
-        return self._forward(batch, skip=self._can_skip)
+        return self._forward(batch, skip=self._skips(batch))
 
     def let_go(self) -> None:
         """Free the frozen layers that no training step runs; the model then serves `policy` alone.
 
         Only plain weights, and only where skipping them is exact; remember all samples first.
         """
-        if self._can_skip is None:
-            self._can_skip = self._skipping_is_exact(self._collate(list(self._kept)[-4:]))  # the longest
-        runs = range(self.first_layer if self._can_skip else 0, self._last_layer + 1)
+        longest = self._collate(list(self._kept)[-4:])
+        runs = range(self.first_layer if self._skips(longest) else 0, self._last_layer + 1)
         for number, layer in enumerate(models.decoder_layers(self.model)):
             if number not in runs and not any(parameter.requires_grad for parameter in layer.parameters()):
                 layer.to("meta")
@@ -280,13 +277,20 @@ class Runner:
 
     def _below(self, batch: Batch) -> Tensor:
         """What is kept of the input of the first adapted layer, in the form of `_run`."""
-        below = self._recalled(batch.samples, "below")
-        return torch.cat(below)[None] if self._packs else pad_sequence(below, batch_first=True)
+        if self._packs:
+            return torch.cat(self._recalled(batch.samples, "below"))[None]
+        return self._padded(batch.samples, "below")
 
     def _apart(self, rows: Tensor, samples: Sequence[Sample]) -> Sequence[Tensor]:
         """(T, D) of each sample, out of what the decoder was run on."""
         lengths = [len(sample.ids) for sample in samples]
         return torch.split(rows[0], lengths) if self._packs else [row[:n] for row, n in zip(rows, lengths, strict=True)]
+
+    def _skips(self, batch: Batch) -> bool:
+        """Whether the layers below the first adapted one are skipped: decided once, by the first batch."""
+        if self._can_skip is None:
+            self._can_skip = self._skipping_is_exact(batch)
+        return self._can_skip
 
     def _skipping_is_exact(self, batch: Batch) -> bool:
         """Not every architecture can start in the middle: compare once, and run the whole model if it differs."""

@@ -51,15 +51,15 @@ def run(params: Params, layout: Layout, *, reporter: Reporter = SILENT) -> dict[
         state = Checkpoint(layout.checkpoint("target"), _digest(params, model, epochs))
         pad, kept = int(tokenizer.pad_token_id), layout.kept("target")
         runner = SharedRunner(model, settings.first_layer, pad, answers=False, folder=kept)
-        with folded(model):
-            runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
         batches = [
             batch
             for number, epoch in enumerate(epochs)
             for batch in of_like_length(epoch, settings.batch, f"memorize/{params.seed}/{number}")
         ]
-        with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing), folded(model):
-            history = _train(settings, model, runner, batches, state, reporter)
+        with folded(model):  # the model is read as it is trained, to the last digit
+            runner.remember([sample for epoch in epochs for sample in epoch], reporter=reporter)
+            with models.gradient_checkpointing(model, on=params.model.gradient_checkpointing):
+                history = _train(settings, model, runner, batches, state, reporter)
         scores = memory_scores(model, tokenizer, layout, params, reporter)
         _require_memory(scores, settings, history)
         summary = {
