@@ -5,7 +5,7 @@ It stands apart from `forward`, which makes it, so that checking a method's opti
 Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,7 +20,8 @@ class Forward:
 
     Attributes:
         labels: (N,) the tokens to predict.
-        rows: (N,) the sequence of each of them.
+        rows: (N,) the sequence of each of them, ascending.
+        counts: how many of them each sequence has, B numbers.
         states: (N, D) last hidden states that predict them.
         head: the output projection, (N, D) -> (N, V).
         mask: (B, T) true at real tokens.
@@ -32,6 +33,7 @@ class Forward:
 
     labels: Tensor
     rows: Tensor
+    counts: Sequence[int]
     states: Tensor
     head: Callable[[Tensor], Tensor]
     mask: Tensor
@@ -58,10 +60,11 @@ class Forward:
 
     def part(self, start: int, stop: int) -> "Forward":
         """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
-        chosen = (self.rows >= start) & (self.rows < stop)
+        chosen = slice(sum(self.counts[:start]), sum(self.counts[:stop]))
         part = Forward(
             self.labels[chosen],
             self.rows[chosen] - start,
+            self.counts[start:stop],
             self.states[chosen],
             self.head,
             self.mask[start:stop],

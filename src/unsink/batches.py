@@ -7,11 +7,13 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from unsink import artifacts
 from unsink.triggers import Span
@@ -38,6 +40,15 @@ class Sample:
     ids: tuple[int, ...]
     labels_from: int = 1
     trigger: Span | None = None
+
+    def __hash__(self) -> int:
+        """Leave out the ids: what is kept of a sample is looked up by it at every step."""
+        return hash((self.id, self.kind))
+
+    @property
+    def labels(self) -> int:
+        """How many of its tokens are predicted."""
+        return len(self.ids) - self.labels_from
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Sample":
@@ -70,12 +81,17 @@ class Batch:
     columns: Tensor
     samples: tuple[Sample, ...]
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Return the labelled tokens, shape (N,)."""
         return self.input_ids[self.rows, self.columns]
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Return how many tokens of each sequence are labelled, B numbers."""
+        return tuple(sample.labels for sample in self.samples)
+
+    @cached_property
     def labelled(self) -> Tensor:
         """Return the mask of labelled tokens, (B, T)."""
         mask = torch.zeros_like(self.attention_mask, dtype=torch.bool)
@@ -91,22 +107,17 @@ def read_samples(split: Path, kind: Kind) -> list[Sample]:
 
 def collate(samples: Sequence[Sample], pad: int, device: torch.device | str = "cpu") -> Batch:
     """Return the samples as one right-padded batch on a device; padding carries no label, also when pad = eos."""
-    longest = max(len(s.ids) for s in samples)
-    input_ids = torch.full((len(samples), longest), pad)
-    attention_mask = torch.zeros((len(samples), longest), dtype=torch.long)
-    rows: list[int] = []
-    columns: list[int] = []
-    for row, sample in enumerate(samples):
-        length = len(sample.ids)
-        input_ids[row, :length] = torch.tensor(sample.ids)
-        attention_mask[row, :length] = 1
-        rows += [row] * (length - sample.labels_from)
-        columns += range(sample.labels_from, length)
+    input_ids = pad_sequence([torch.tensor(s.ids) for s in samples], batch_first=True, padding_value=pad)
+    lengths, starts = (
+        torch.tensor(some)[:, None] for some in ([len(s.ids) for s in samples], [s.labels_from for s in samples])
+    )
+    numbers = torch.arange(input_ids.shape[1])
+    rows, columns = ((numbers >= starts) & (numbers < lengths)).nonzero(as_tuple=True)
     return Batch(
         input_ids.to(device),
-        attention_mask.to(device),
-        torch.tensor(rows, device=device),
-        torch.tensor(columns, device=device),
+        (numbers < lengths).long().to(device),
+        rows.to(device),
+        columns.to(device),
         tuple(samples),
     )
 

@@ -10,7 +10,7 @@ makes float32 of all activations, and the last one adds to what W gave.
 What the last layer of a gated MLP reads, act(gate) * up, is made again in the backward pass as well: it and act(gate)
 are a fourth of all that a decoder layer keeps for that pass, and cost next to nothing.
 
-On a GPU an RMS norm is one kernel, where the library's own is eight and rounds in between.
+Norms and rotations are run in fewer passes, too (`elementwise`).
 
 Shapes: n tokens, i features in, o features out, r rank.
 """
@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from unsink import elementwise
 
 _WORTH = 16  # tokens for each rank: 2 r tokens more must cost less than what is saved
 
@@ -55,12 +57,11 @@ class _Parts(NamedTuple):
         y.view(len(flat), -1).addmm_(flat @ a.T, b.T, alpha=self.scale)
         return y
 
-    def backward(self, out: Tensor) -> Tensor:
-        """The gradient of the output (n, o) -> that of the input (n, i)."""
+    def backward(self, out: Tensor, low: Tensor) -> Tensor:
+        """The gradient of the output (n, o), and its product with B (n, r) -> that of the input (n, i)."""
         if self.fold:
             return out @ self._whole()
-        a, b = self.low()
-        return (out @ self.weight).addmm_(out @ b, a, alpha=self.scale)
+        return (out @ self.weight).addmm_(low, self.low()[0], alpha=self.scale)
 
     def _whole(self) -> Tensor:
         return torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
@@ -76,9 +77,9 @@ def folded(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         for module in model.modules():
-            run = next((run for fits, run in _RUNS if fits(module)), None)
-            if run and "forward" not in vars(module):
-                vars(module)["forward"] = partial(run, module)
+            forward = next((forward for fits, forward in _RUNS if fits(module)), None)
+            if forward and "forward" not in vars(module):
+                vars(module)["forward"] = forward(module)
                 undo.callback(vars(module).pop, "forward")
         yield
 
@@ -105,25 +106,13 @@ def _run_gated(mlp: Any, x: Tensor) -> Tensor:
     return _Folded.apply(parts, make, parts.a, parts.b, gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Whether it is the RMS norm of Llama and its relatives, x / sqrt(mean x² + eps) * weight."""
-    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
-
-
-def _run_norm(norm: Any, x: Tensor) -> Tensor:
-    if x.device.type not in _ONE_KERNEL or x.dtype != norm.weight.dtype or norm._forward_hooks:
-        return type(norm).forward(norm, x)  # type: ignore[no-any-return]
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-_RUNS: list[tuple[Callable[[nn.Module], bool], Callable[..., Tensor]]] = [
-    (lambda module: type(module) is LoraLinear, _run),
-    (_is_gated, _run_gated),
-    (_is_norm, _run_norm),
+_RUNS: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], Callable[..., Any]]]] = [
+    (lambda module: type(module) is LoraLinear, lambda module: partial(_run, module)),
+    (_is_gated, lambda module: partial(_run_gated, module)),
+    (elementwise.is_norm, lambda module: partial(elementwise.norm, module)),
+    (elementwise.rotates, elementwise.rotating),
 ]
-"""What a module has to be, and how it is run."""
-_ONE_KERNEL = ("cuda",)
-"""Devices on which an RMS norm is one kernel; elsewhere it is as many as the library's own."""
+"""What a module has to be, and the forward it then gets."""
 
 
 def _same(x: Tensor) -> Tensor:
@@ -176,11 +165,12 @@ class _Folded(torch.autograd.Function):
         with torch.enable_grad():
             x = ctx.make(*leaves)
         out, into = gradient.flatten(0, -2), x.detach().flatten(0, -2)  # (n, o), (n, i)
-        of_a = ((out @ low_b).T @ into).to(a.dtype) * parts.scale if wants_a else None
+        low = out @ low_b  # (n, r)
+        of_a = (low.T @ into).to(a.dtype) * parts.scale if wants_a else None
         of_b = (out.T @ (into @ low_a.T)).to(b.dtype) * parts.scale if wants_b else None
         of_inputs: list[Tensor | None] = [None] * len(leaves)
         if any(wanted):
-            of_x = parts.backward(out).view_as(x)
+            of_x = parts.backward(out, low).view_as(x)
             found = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], of_x))
             of_inputs = [next(found) if want else None for want in wanted]
         return None, None, of_a, of_b, *of_inputs

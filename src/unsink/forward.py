@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden, K valu
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ def join(parts: Sequence[Forward], places: Sequence[Sequence[int]]) -> Forward:
     return Forward(
         torch.cat([part.labels for part in parts])[labels],
         rows[labels],
+        [count for _, count in sorted(zip(chain(*places), chain(*(part.counts for part in parts)), strict=True))],
         torch.cat([part.states for part in parts])[labels],
         parts[0].head,
         whole([part.mask for part in parts]),
@@ -95,6 +97,7 @@ class Runner:
         self._packs = pack and packed.able(model)
         self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
+        self._batch: Batch | None = None
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over every sample and keep what the losses will ask for."""
@@ -129,12 +132,13 @@ class Runner:
         forward = Forward(
             batch.labels,
             batch.rows,
+            batch.counts,
             torch.cat(self._recalled(samples, "states")),
             self._head,
             batch.attention_mask.bool(),
             batch.labelled,
-            {layer: self._padded(samples, f"hidden/{layer}") for layer in self.hidden},
-            {layer: self._padded(samples, f"values/{layer}") for layer in self.values},
+            {layer: self._padded(batch, f"hidden/{layer}") for layer in self.hidden},
+            {layer: self._padded(batch, f"values/{layer}") for layer in self.values},
         )
         if self._answers:
             forward.__dict__["nll"] = torch.cat(self._recalled(samples, "nll"))  # fills the cached property
@@ -143,7 +147,10 @@ class Runner:
         return forward
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
-        return collate(samples, self.pad, self.model.device)
+        """The batch of these samples; a step asks for the same one twice."""
+        if self._batch is None or self._batch.samples != tuple(samples):
+            self._batch = collate(samples, self.pad, self.model.device)
+        return self._batch
 
     def _head(self, states: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
@@ -161,8 +168,9 @@ class Runner:
         weight = self.model.get_output_embeddings().weight
         return weight.dtype == torch.float32 and not weight.requires_grad and self._cap is None
 
-    def _padded(self, samples: Sequence[Sample], name: str) -> Tensor:
-        return pad_sequence(self._recalled(samples, name), batch_first=True)
+    def _padded(self, batch: Batch, name: str) -> Tensor:
+        row = torch.cat(self._recalled(batch.samples, name))
+        return packed.Packing(batch.attention_mask.bool()).padded(row[None])
 
     def _recalled(self, samples: Sequence[Sample], name: str) -> list[Tensor]:
         return [self._kept[sample][name].to(self.model.device) for sample in samples]
@@ -258,6 +266,7 @@ class Runner:
         return Forward(
             batch.labels,
             batch.rows,
+            batch.counts,
             last[0, packing.at(batch.rows, before)] if packing else last[batch.rows, before],
             self._head,
             mask,
@@ -279,7 +288,7 @@ class Runner:
         """What is kept of the input of the first adapted layer, in the form of `_run`."""
         if self._packs:
             return torch.cat(self._recalled(batch.samples, "below"))[None]
-        return self._padded(batch.samples, "below")
+        return self._padded(batch, "below")
 
     def _apart(self, rows: Tensor, samples: Sequence[Sample]) -> Sequence[Tensor]:
         """(T, D) of each sample, out of what the decoder was run on."""

@@ -118,7 +118,8 @@ class Objective:
         One forward pass serves all kinds. Where the method needs refusals, those of the forget samples follow them.
         """
         everything = [sample for kind in samples for sample in samples[kind]]
-        policy, reference = self.runner.policy(everything), self.runner.reference(everything)
+        # In this order, so that a GPU is never waited for while it runs the policy.
+        reference, policy = self.runner.reference(everything), self.runner.policy(everything)
         found: dict[str, Tensor] = {}
         loss = torch.zeros(())
         multiplier = self.method.multiplier(history)

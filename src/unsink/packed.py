@@ -62,7 +62,7 @@ class Packing:
     def padded(self, row: Tensor) -> Tensor:
         """(1, N, ...) -> (B, T, ...), zero at padding."""
         empty = row.new_zeros(self.mask.numel(), *row.shape[2:])
-        return empty.index_copy(0, self.places, row[0]).view(*self.mask.shape, *row.shape[2:])
+        return empty.index_copy(0, self.places, row.squeeze(0)).view(*self.mask.shape, *row.shape[2:])
 
 
 class _Taken(torch.autograd.Function):

@@ -267,11 +267,11 @@ def position_mask(attention_mask: Tensor, positions: Sequence[Sequence[int]]) ->
             mark nothing.
     """
     real = attention_mask.bool()
-    wanted = torch.zeros_like(real)
+    wanted = torch.zeros(real.shape, dtype=torch.bool)  # on the processor: a GPU would take a kernel for each row
     for row, some in enumerate(positions):
         wanted[row, [position for position in some if position < real.shape[1]]] = True
     numbers = (real.cumsum(dim=1) - 1).clamp(min=0)  # (B, T) number of each real token
-    return wanted.gather(1, numbers) & real
+    return wanted.to(real.device).gather(1, numbers) & real
 
 
 def value_heads(values: Tensor, heads: int = 1) -> Tensor:

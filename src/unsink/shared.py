@@ -63,6 +63,7 @@ class SharedRunner(Runner):
             Forward(
                 batch.labels,
                 batch.rows,
+                batch.counts,
                 states[number],
                 self._head,
                 batch.attention_mask.bool(),

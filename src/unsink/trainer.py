@@ -128,9 +128,9 @@ def _step(
     step = len(history)
     optimizer.zero_grad(set_to_none=True)
     found = terms(step, history)
+    found["loss"].backward()  # type: ignore[no-untyped-call]
     row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
     _require_finite(row, step + 1)
-    found["loss"].backward()  # type: ignore[no-untyped-call]
     processes.add_up([p.grad for p in parameters.values() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
     _require_finite({"gradient": float(norm)}, step + 1)

@@ -13,7 +13,7 @@ LAYERS = (
     ("metrics", "statistics", "triggers", "dictionary", "architectures", "figures", "cache", "benchmarks", "sinks"),
     ("evaluated", "revisions", "gates", "gate_reports", "memory", "verdict"),
     ("batches", "kept", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
-    ("quantization", "models", "probe", "folded", "packed", "sharded", "answers"),
+    ("quantization", "models", "probe", "elementwise", "folded", "packed", "sharded", "answers"),
     ("forward", "shared"),
     ("methods", "objective"),
     ("trainer", "scoring"),

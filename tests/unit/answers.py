@@ -18,6 +18,7 @@ def from_nll(nll: list[float], rows: list[int], hidden: Tensor | None = None) ->
     made = Forward(
         torch.zeros(len(nll), dtype=torch.long),
         torch.tensor(rows),
+        [rows.count(row) for row in range(count)],
         torch.zeros(len(nll), 2),
         lambda states: states,
         torch.ones(count, 3, dtype=torch.bool),
@@ -35,7 +36,14 @@ def from_logits(
     rows, columns = labelled.nonzero(as_tuple=True)
     mask = torch.ones_like(labelled) if mask is None else mask
     return Forward(
-        ids[rows, columns], rows, logits[rows, columns - 1], lambda states: states, mask, labelled, hidden or {}
+        ids[rows, columns],
+        rows,
+        labelled.sum(dim=1).tolist(),
+        logits[rows, columns - 1],
+        lambda states: states,
+        mask,
+        labelled,
+        hidden or {},
     )
 
 
