@@ -94,8 +94,9 @@ def train(
         DataError: several processes see different inputs or checkpoints.
         Lost: another process has ended.
     """
+    # Fused: one pass over all parameters in place of some ten for each, which takes a fourth of the time.
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
+        parameters.values(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
     )
     history = _resume(checkpoint, parameters, optimizer)
     if checkpoint:
@@ -194,7 +195,7 @@ def _resume(
         p.data.copy_(tensors[f"weight/{name}"])
         if f"exp_avg/{name}" in tensors:
             optimizer.state[p] = {
-                "step": torch.tensor(float(len(history))),
+                "step": torch.tensor(float(len(history)), device=p.device),
                 "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
             }
