@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import plain
 import torch
@@ -106,16 +106,19 @@ def training(workload: Workload) -> Numbers:
     theirs = plain.Training(params, layout, workload.run)
     plain_seconds: list[float] = []
     plain_losses: list[float] = []
+    peaks: list[float] = []
+    square, device = Product.square(theirs.policy.device), theirs.policy.device
 
     def turn(step: int) -> None:
         seconds, loss = timed(lambda: theirs.step(step))
         plain_seconds.append(seconds)
         plain_losses.append(loss)
+        peaks.append(square.gflops(device, getattr(torch, dtype)))
 
+    dtype = _dtype(theirs.policy)
     steps = Steps(turn)
     unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
     losses = _losses(layout, workload.run)
-    dtype = _dtype(theirs.policy)
     apart = max(abs(a - b) / abs(b) for a, b in zip(losses, plain_losses, strict=True))
     if not apart <= TOLERANCE[dtype]:
         raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
@@ -130,6 +133,7 @@ def training(workload: Workload) -> Numbers:
         "once_samples": sum(len(read_samples(layout.split(workload.run), kind)) for kind in plain.KINDS),
         "largest_relative_difference_of_losses": apart,
         "losses": losses,
+        "gemm_gflops": summary(peaks[1:]),
         "needed_gflop_per_step": median(step["needed"] for step in needed) / 1e9,
         "reference_logits_gflop_per_step": median(step["reference_logits"] for step in needed) / 1e9,
         "real_tokens_per_step": median(step["tokens"] for step in needed),
@@ -209,21 +213,37 @@ def side(workload: Workload, who: str, what: str) -> Numbers:
     return {**found, "seconds": median(seconds[1:] or seconds)}
 
 
+class Product(NamedTuple):
+    """A matrix product (rows, inner) x (inner, columns)."""
+
+    rows: int
+    inner: int
+    columns: int
+
+    @classmethod
+    def square(cls, device: torch.device) -> "Product":
+        """The one whose speed is taken for the most that a device does."""
+        size = 8192 if device.type == "cuda" else 2048
+        return cls(size, size, size)
+
+    def gflops(self, device: torch.device, dtype: torch.dtype) -> float:
+        """The best of twelve, in 10^9 floating-point operations per second."""
+        left = torch.randn(self.rows, self.inner, device=device).to(dtype)
+        right = torch.randn(self.columns, self.inner, device=device).to(dtype)
+        torch.nn.functional.linear(left, right)
+        least = min(timed(lambda: torch.nn.functional.linear(left, right))[0] for _ in range(12))
+        return 2 * self.rows * self.inner * self.columns / least / 1e9
+
+
 def gemm(workload: Workload, tokens: int = 1280) -> Numbers:
-    """Floating-point operations per second of matrix products: 2048 cubed, and one of SmolLM2's own shapes."""
+    """Floating-point operations per second of a large square matrix product, and of one of the model's own shapes."""
     device = models.pick_device(workload.device)
     dtype = models.pick_dtype(workload.dtype, device)
-    sizes = {"square": (2048, 2048, 2048), "own": (tokens, 576, 1536)}
-    if device.type == "cuda":
-        sizes = {"square": (8192, 8192, 8192), "own": (8 * tokens, 2048, 8192)}
+    own = Product(8 * tokens, 2048, 8192) if device.type == "cuda" else Product(tokens, 576, 1536)
     found: Numbers = {"dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
-    for name, (rows, inner, columns) in sizes.items():
-        left = torch.randn(rows, inner, device=device).to(dtype)
-        right = torch.randn(columns, inner, device=device).to(dtype)
-        torch.nn.functional.linear(left, right)
-        seconds = [timed(lambda a=left, b=right: torch.nn.functional.linear(a, b))[0] for _ in range(12)]
-        found[f"{name}_gflops"] = 2 * rows * inner * columns / min(seconds) / 1e9
-        found[f"{name}_shape"] = [rows, inner, columns]
+    for name, product in (("square", Product.square(device)), ("own", own)):
+        found[f"{name}_gflops"] = product.gflops(device, dtype)
+        found[f"{name}_shape"] = list(product)
     capabilities = torch.cpu.get_capabilities()
     found["instructions"] = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
     if device.type == "cuda":

@@ -34,8 +34,8 @@ Part = tuple[str, str, Mapping[str, Any], tuple[Any, ...]]
 
 QUICK: list[Part] = [
     ("gemm", "gemm", {}, ()),
-    ("npo", "training", {"method": "npo"}, ()),
-    ("rmu", "training", {"method": "rmu"}, ()),
+    ("npo", "training", {"method": "npo", "steps": 10}, ()),
+    ("rmu", "training", {"method": "rmu", "steps": 10}, ()),
     ("evaluation", "evaluation", {"passages": 50, "joined": 1, "steps": 1}, ()),
     *(
         (f"memory {what} {who}", "side", {"method": method, "steps": 2, **more}, (who, what))

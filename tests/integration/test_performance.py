@@ -30,6 +30,8 @@ def test_the_plain_path_trains_with_the_same_losses(method: str) -> None:
     assert len(set(found["losses"])) == 3
     assert found["plain"]["n"] == found["ours"]["n"] == 2
     assert found["needed_gflop_per_step"] > 0
+    assert found["gemm_gflops"]["least"] > 0
+    assert found["gemm_gflops"]["n"] == 2
 
 
 def test_the_plain_path_says_the_same_texts() -> None:
@@ -63,6 +65,7 @@ def test_the_page_says_what_was_reached() -> None:
         "needed_gflop_per_step": 90.0,
         "reference_logits_gflop_per_step": 9.0,
         "real_tokens_per_step": 700.0,
+        "gemm_gflops": {"median": 100.0, "least": 90.0, "most": 110.0, "n": 5},
     }
     asked = {"prompts": 320, "plain_prompts_each_time": 20, "texts_compared": 40, "texts_different": 0}
     memory = {
@@ -70,7 +73,7 @@ def test_the_page_says_what_was_reached() -> None:
         for what in ("npo", "rmu", "evaluation")
         for who, peak in (("plain", 4000.0), ("ours", 1000.0))
     }
-    peaks = {"square_gflops": 100.0, "own_gflops": 80.0, "square_shape": [8, 8, 8], "own_shape": [9, 5, 6]}
+    peaks = {"square_gflops": 120.0, "own_gflops": 80.0, "square_shape": [8, 8, 8], "own_shape": [9, 5, 6]}
     machine = {"device": "cpu", "processor": "x86_64", "cores": 2, "instructions": ["avx2"], "dtype": "float32"}
     result = {
         "machine": machine,
@@ -86,4 +89,5 @@ def test_the_page_says_what_was_reached() -> None:
     page = performance_page.page(result)
     assert "2 cores with AVX2; numbers of type float32" in page
     assert "Made by `python benchmarks/performance.py --joined 2` from" in page
+    assert "100 (90–110) and 100 (90–110) GFLOP/s in the runs of NPO and RMU" in page
     assert "4.0 ×" in performance_page.table(result)
