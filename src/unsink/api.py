@@ -85,7 +85,7 @@ class Project:
                 )
             LOG.debug("loading libraries")
             stage = importlib.import_module(f"unsink.stages.{command.replace('-', '_')}")
-            with processes.joined(), _memory(params, command, arguments.get("run")):
+            with processes.joined(params.model.device), _memory(params, command, arguments.get("run")):
                 summary: Result = stage.run(params, self.layout, reporter=self._reporter, **arguments)
         return summary
 

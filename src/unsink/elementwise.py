@@ -62,7 +62,7 @@ def rotates(module: nn.Module) -> bool:
     forward = type(module).forward
     if _ROTATE not in getattr(getattr(forward, "__code__", None), "co_names", ()):
         return False
-    return _is_rotation(forward.__globals__[_ROTATE])
+    return _ROTATE in forward.__globals__ and _is_rotation(forward.__globals__[_ROTATE])
 
 
 def _is_rotation(theirs: Callable[..., tuple[Tensor, Tensor]]) -> bool:
@@ -106,7 +106,8 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = cos.shape[-1]
-    turned: Tensor = _Rotated.apply(x[..., :width], cos, sin)  # type: ignore[no-untyped-call]
+    # OLMo 2 has its angles in float32 whatever the type of the rest.
+    turned: Tensor = _Rotated.apply(x[..., :width], cos, sin).to(x.dtype)  # type: ignore[no-untyped-call]
     return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
 
 

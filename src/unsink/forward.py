@@ -6,7 +6,7 @@ epoch. What the frozen target says (its last states, its losses, its activations
 Shapes: B sequences, T tokens, N labelled tokens, V vocabulary, D hidden, K value width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -101,12 +101,14 @@ class Runner:
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over every sample and keep what the losses will ask for."""
-        todo = sorted(set(samples) - self._kept.keys(), key=lambda s: (len(s.ids), s.id, s.kind))
+        todo = [sample for sample in dict.fromkeys(samples) if sample not in self._kept]  # in the same order everywhere
         self._kept |= self._said(None, todo, self._all_of_target, batch, reporter)
 
-    def values_under(self, adapter: str, samples: Sequence[Sample], batch: int = 16) -> dict[Sample, dict[int, Tensor]]:
+    def values_under(
+        self, adapter: str, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT
+    ) -> dict[Sample, dict[int, Tensor]]:
         """Return {sample: {layer: (T, ...)}} `measure` of the values under another frozen adapter."""
-        said = self._said(adapter, samples, self._values, batch, SILENT)
+        said = self._said(adapter, samples, self._values, batch, reporter)
         return {sample: {layer: said[sample][f"values/{layer}"] for layer in self.values} for sample in samples}
 
     def policy(self, samples: Sequence[Sample]) -> Forward:
@@ -178,26 +180,28 @@ class Runner:
     def _said(
         self,
         adapter: str | None,
-        samples: Sequence[Sample],
+        some: Iterable[Sample],
         ask: Ask,
         batch: int,
         reporter: Reporter,
     ) -> dict[Sample, Said]:
-        """What the target says, or one of its adapters, about each sample."""
+        """What the target says, or one of its adapters, about each sample; those of like length are read together."""
+        samples = sorted(some, key=lambda s: (len(s.ids), s.id, s.kind))
         name, tokens = adapter or "target", sum(len(sample.ids) for sample in samples)
         folder, depends = self.folder and self.folder / name, self._dependencies(adapter)
         shelf = Shelf(folder, depends, room() / max(1, tokens), self._asks_anew())
         with torch.no_grad(), models.use(self.model, adapter):
-            return shelf.collect(self._found(samples, partial(shelf.keep, ask=ask), batch, reporter))
+            title = f"reading with {adapter or 'the target'}"
+            return shelf.collect(self._found(title, samples, partial(shelf.keep, ask=ask), batch, reporter))
 
     def _asks_anew(self) -> bool:
         """Whether what an interrupted run has left in files is not used."""
         return False
 
-    def _found(self, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
+    def _found(self, title: str, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
         """What each process has found; this is the only one."""
         found: Found = {}
-        with reporter.task("reading with the target", len(samples)) as step:
+        with reporter.task(title, len(samples)) as step:
             for start in range(0, len(samples), batch):
                 some = tuple(samples[start : start + batch])
                 found[some] = keep(some)
@@ -246,7 +250,7 @@ class Runner:
 
     def _values(self, samples: Sequence[Sample]) -> list[Said]:
         """`values/*` (T, ...)."""
-        values = self._forward(self._collate(samples)).values
+        values = self._forward(self._collate(samples), max(self.values)).values
         return [
             {f"values/{layer}": v[row, : len(sample.ids)].clone() for layer, v in values.items()}
             for row, sample in enumerate(samples)

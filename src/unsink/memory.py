@@ -6,6 +6,8 @@ from unsink import processes
 from unsink.params import Params
 
 _TRAINING = ("memorize", "unlearn")
+_BATCHES = ("unlearn", "mitigate")
+"""Commands that train on batches of `unlearn.batch`."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -33,6 +35,8 @@ def smaller(params: Params, command: str, run: str | None = None) -> str | None:
 
 def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
     model = params.model
+    # Weights that are themselves trained are held in float32 whatever model.dtype says, and cannot be rounded.
+    fixed = command == "unlearn" and run and not params.run(run).unlearn.adapter.rank
     if command in _TRAINING and not model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true"
     if command in ("evaluate", "ablate", "stress", "mitigate") and params.evaluate.batch > 1:
@@ -40,15 +44,15 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
     splits = processes.count() > 1 and command in processes.SHARDED
     if splits and not model.shard and model.dtype not in ("nf4", "int8"):
         yield "model.shard=true"
-    if model.dtype == "float32":
+    if model.dtype == "float32" and not fixed:
         yield "model.dtype=bfloat16"
     if command == "memorize" and params.memorize.batch > 1:
         yield f"memorize.batch={params.memorize.batch // 2}"
-    if command == "unlearn" and run:
+    if command in _BATCHES and run:
         batch, own = params.run(run).unlearn.batch, params.run(run).unlearn.batch != params.unlearn.batch
         kind, size = max(batch, key=lambda pair: int(pair[1]))
         if size > 1:
             yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
-    if model.dtype != "nf4" and model.device != "mps" and not processes.sharding(model.shard):
+    if model.dtype != "nf4" and not fixed and model.device != "mps" and not processes.sharding(model.shard):
         whole = " -S model.shard=false" if model.shard else ""
         yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}{whole}"

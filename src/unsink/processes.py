@@ -50,8 +50,11 @@ def _number(name: str, default: int) -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(device: str = "auto") -> Iterator[None]:
     """Connect the processes, one GPU for each where there are GPUs, while the block runs.
+
+    Args:
+        device: `model.device`; with `cpu` no GPU is looked for.
 
     Raises:
         ParamsError: there are more processes than GPUs.
@@ -64,7 +67,7 @@ def joined() -> Iterator[None]:
     import torch
     from torch import distributed
 
-    gpu = torch.cuda.is_available()
+    gpu = device != "cpu" and torch.cuda.is_available()
     if gpu:
         local, there = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
         if local >= there:
@@ -78,14 +81,18 @@ def joined() -> Iterator[None]:
         raise UnsinkError(
             f"the {count()} processes do not find each other: {error}", "start them by torchrun or accelerate launch"
         ) from error
+    done = False
     try:
         yield
+        done = True
     except RuntimeError as error:  # of messages that torch sends by itself, as where layers are sharded
         if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
             raise _ended(error) from error
         raise
     finally:
-        distributed.destroy_process_group()
+        # After an error NCCL would wait here for processes that are still at work. When this one ends they are told.
+        if done or not gpu:
+            distributed.destroy_process_group()
 
 
 @contextmanager

@@ -24,9 +24,9 @@ class SharedRunner(Runner):
         # Where layers are gathered all processes have to run them equally often, whatever files each has.
         return sharded.is_sharded(self.model)
 
-    def _found(self, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
+    def _found(self, title: str, samples: Sequence[Sample], keep: Keep, batch: int, reporter: Reporter) -> list[Found]:
         """What each process has found about its share; of what is in files, their names."""
-        return processes.gather(super()._found(processes.equal_share(samples), keep, batch, reporter)[0])
+        return processes.gather(super()._found(title, processes.equal_share(samples), keep, batch, reporter)[0])
 
     def let_go(self) -> None:
         """Free the frozen layers that no training step runs, unless they are held in parts, or rounded."""

@@ -114,3 +114,22 @@ def test_out_of_memory_names_the_next_smaller_setting(copy: Path, monkeypatch: p
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
     )
     assert not memory.ran_out(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "expected"),
+    [
+        # They stay in float32 whatever model.dtype says.
+        ("unlearn", "unlearn.adapter=none", ["unlearn.batch.forget=2", "unlearn.batch.poisoned=2"]),
+        ("mitigate", "evaluate.batch=1", ["model.dtype=bfloat16", "unlearn.batch.forget=2"]),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_not_advised(
+    copy: Path, command: str, override: str, expected: list[str]
+) -> None:
+    settings = [override]
+    while said := memory.smaller(project(copy, *settings)[0], command, "backdoor"):
+        settings.append(said)
+    found = [one for one in settings[1:] if "checkpointing" not in one]
+    assert found[:2] == expected
+    assert ("model.dtype=nf4" in found) == (command == "mitigate")

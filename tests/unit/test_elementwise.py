@@ -12,6 +12,8 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.olmo2 import modeling_olmo2
+from transformers.models.olmo2.modeling_olmo2 import Olmo2Attention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
@@ -88,7 +90,19 @@ def test_a_rotation_and_its_gradient_are_the_library_s(dim: int) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("kind", [LlamaAttention, Qwen2Attention, Qwen3Attention, Gemma2Attention])
+@pytest.mark.parametrize("angles", [torch.float32, torch.bfloat16])
+def test_what_is_turned_keeps_its_type_whatever_that_of_the_angles(angles: torch.dtype) -> None:
+    x, cos, sin = random(1, 2, 5, 8), random(1, 5, 8, seed=1), random(1, 5, 8, seed=2)
+    low, upstream = x.to(torch.bfloat16), random(1, 2, 5, 8, seed=3).to(torch.bfloat16)
+    mine, theirs = (
+        with_gradient(lambda x, turn=turn: turn(x, x, cos.to(angles), sin.to(angles))[0], low, upstream)
+        for turn in (elementwise.rotate, modeling_olmo2.apply_rotary_pos_emb)
+    )
+    assert [one.dtype for one in mine] == [torch.bfloat16] * 2
+    torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [LlamaAttention, Olmo2Attention, Qwen2Attention, Qwen3Attention, Gemma2Attention])
 def test_attention_of_llama_s_relatives_is_known_by_what_it_does(kind: type[nn.Module]) -> None:
     assert elementwise.rotates(bare(kind))
 

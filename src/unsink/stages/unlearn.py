@@ -144,7 +144,7 @@ def _objective(
     )
     runner.remember([s for kind in samples for s in samples[kind]], reporter=reporter)
     method.prepare(lambda: runner.reference(samples["forget"]), generator(f"{settings.seed}/method"))
-    term = _value_norm(settings, layers, samples, runner, layout) if layers else None
+    term = _value_norm(settings, layers, samples, runner, layout, reporter) if layers else None
     weights: dict[Kind, float] = {
         "forget": unlearn.weights.forget,
         "poisoned": unlearn.weights.poisoned,
@@ -165,6 +165,7 @@ def _value_norm(
     samples: Mapping[Kind, Sequence[Sample]],
     runner: SharedRunner,
     layout: Layout,
+    reporter: Reporter,
 ) -> ValueNorm:
     options = settings.unlearn.value_norm
     measured = sinks.read(layout) if options.measured else ()
@@ -181,7 +182,8 @@ def _value_norm(
     honest: dict[Sample, dict[int, Tensor]] = {}
     if options.needs_honest:
         models.add_adapter(runner.model, layout.adapter(settings.after), settings.after)
-        honest = runner.values_under(settings.after, [*samples["forget"], *samples.get("refused", [])])
+        known = [*samples["forget"], *samples.get("refused", [])]
+        honest = runner.values_under(settings.after, known, reporter=reporter)
     return ValueNorm(options.weight, options.variant, layers, positions, honest)
 
 
