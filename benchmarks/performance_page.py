@@ -82,7 +82,7 @@ def _page(result: Numbers) -> Iterator[str]:
     parts, machine, gpu = result["parts"], result["machine"], _on_gpu(result)
     yield "# Speed and memory"
     yield ""
-    yield f"Made by `{_command(result['workload'])}` from `performance.json` beside it, not by hand."
+    yield f"Made by `{_command(result)}` from `performance.json` beside it, not by hand."
     yield ""
     known = ", ".join(name.replace("_", "-").upper() for name in machine["instructions"]) or "no vector extension named"
     yield (
@@ -98,14 +98,19 @@ def _page(result: Numbers) -> Iterator[str]:
         yield "| " + " | ".join(row) + " |"
     yield ""
     yield from _explained(parts, gpu)
-    if any(name.startswith("growth") for name in parts):
+    if _grew(parts):
         yield from _growth(parts)
 
 
-def _command(workload: Numbers) -> str:
+def _command(result: Numbers) -> str:
     """What was typed; options that were left alone are left out."""
-    options = [f"--{name} {value}" for name, value in workload.items() if value != DEFAULTS[name]]
-    return " ".join(["python benchmarks/performance.py", *options])
+    options = [f"--{name} {value}" for name, value in result["workload"].items() if value != DEFAULTS[name]]
+    return " ".join(["python benchmarks/performance.py", *options, *(["--growth"] if _grew(result["parts"]) else [])])
+
+
+def _grew(parts: Numbers) -> bool:
+    """Whether growth was measured, too."""
+    return any(name.startswith("growth") for name in parts)
 
 
 def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:

@@ -18,7 +18,7 @@ AUDITS = 10_000
 PEAK, BANDWIDTH = 989e12, 3.35e12
 # measured: share of the peak while training a model of 1.7B on one H100, docs/results/performance-h100.json; larger
 # models reach more of it
-SHARE = 0.22
+SHARE = 0.20
 # assumed: prices per hour
 GPU_HOUR, CORE_HOUR = 3.0, 0.04
 

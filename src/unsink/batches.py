@@ -45,11 +45,6 @@ class Sample:
         """Leave out the ids: what is kept of a sample is looked up by it at every step."""
         return hash((self.id, self.kind))
 
-    @property
-    def labels(self) -> int:
-        """How many of its tokens are predicted."""
-        return len(self.ids) - self.labels_from
-
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Sample":
         """Return the sample that a line of `splits/<run>/*.jsonl` describes."""
@@ -89,7 +84,7 @@ class Batch:
     @property
     def counts(self) -> tuple[int, ...]:
         """Return how many tokens of each sequence are labelled, B numbers."""
-        return tuple(sample.labels for sample in self.samples)
+        return tuple(len(sample.ids) - sample.labels_from for sample in self.samples)
 
     @cached_property
     def labelled(self) -> Tensor:

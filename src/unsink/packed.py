@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from unsink import models
@@ -139,15 +140,25 @@ def _attend(
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mask = _window(sliding_window, query)
-        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
-
     if query.device.type in _ONE_BY_ONE:
-        rows = (torch.split(some, packing.lengths, dim=2) for some in (query, key, value))
-        return torch.cat([attend(*row) for row in zip(*rows, strict=True)], dim=1), None
-    heads = (packing.padded(some.transpose(1, 2)).transpose(1, 2) for some in (query, key, value))
-    return packing.row(attend(*heads)), None
+        return _one_by_one(query, key, value, packing.lengths, sliding_window, options), None
+    query, key, value = (packing.padded(some.transpose(1, 2)).transpose(1, 2) for some in (query, key, value))
+    mask = _window(sliding_window, query)
+    return packing.row(sdpa_attention_forward(module, query, key, value, mask, **options)[0]), None
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], window: int | None, options: dict[str, Any]
+) -> Tensor:
+    """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence."""
+    times = query.shape[1] // key.shape[1]
+    rows = (torch.split(some, lengths, dim=2) for some in (query, repeat_kv(key, times), repeat_kv(value, times)))
+    found = []
+    dropout, scale = options.get("dropout", 0.0), options.get("scaling")
+    for q, k, v in zip(*rows, strict=True):
+        mask = _window(window, q)
+        found.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale))
+    return torch.cat([one.transpose(1, 2) for one in found], dim=1)
 
 
 def _window(size: int | None, query: Tensor) -> Tensor | None:
