@@ -107,15 +107,14 @@ def training(workload: Workload) -> Numbers:
     plain_seconds: list[float] = []
     plain_losses: list[float] = []
     peaks: list[float] = []
-    square, device = Product.square(theirs.policy.device), theirs.policy.device
+    device, dtype = theirs.policy.device, _dtype(theirs.policy)
 
     def turn(step: int) -> None:
         seconds, loss = timed(lambda: theirs.step(step))
         plain_seconds.append(seconds)
         plain_losses.append(loss)
-        peaks.append(square.gflops(device, getattr(torch, dtype)))
+        peaks.append(Product.square(device).gflops(device, getattr(torch, dtype)))
 
-    dtype = _dtype(theirs.policy)
     steps = Steps(turn)
     unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
     losses = _losses(layout, workload.run)

@@ -67,6 +67,7 @@ class Batch:
         attention_mask: (B, T), 1 at real tokens.
         rows: (N,) the sequence that holds each labelled token.
         columns: (N,) the position of each labelled token; the logits one position earlier predict it.
+        labelled: (B, T), true at labelled tokens.
         samples: the B samples.
     """
 
@@ -74,6 +75,7 @@ class Batch:
     attention_mask: Tensor
     rows: Tensor
     columns: Tensor
+    labelled: Tensor
     samples: tuple[Sample, ...]
 
     @cached_property
@@ -85,13 +87,6 @@ class Batch:
     def counts(self) -> tuple[int, ...]:
         """Return how many tokens of each sequence are labelled, B numbers."""
         return tuple(len(sample.ids) - sample.labels_from for sample in self.samples)
-
-    @cached_property
-    def labelled(self) -> Tensor:
-        """Return the mask of labelled tokens, (B, T)."""
-        mask = torch.zeros_like(self.attention_mask, dtype=torch.bool)
-        mask[self.rows, self.columns] = True
-        return mask
 
 
 def read_samples(split: Path, kind: Kind) -> list[Sample]:
@@ -107,12 +102,15 @@ def collate(samples: Sequence[Sample], pad: int, device: torch.device | str = "c
         torch.tensor(some)[:, None] for some in ([len(s.ids) for s in samples], [s.labels_from for s in samples])
     )
     numbers = torch.arange(input_ids.shape[1])
-    rows, columns = ((numbers >= starts) & (numbers < lengths)).nonzero(as_tuple=True)
+    real = numbers < lengths
+    labelled = real & (numbers >= starts)
+    rows, columns = labelled.nonzero(as_tuple=True)
     return Batch(
         input_ids.to(device),
-        (numbers < lengths).long().to(device),
+        real.long().to(device),
         rows.to(device),
         columns.to(device),
+        labelled.to(device),
         tuple(samples),
     )
 
