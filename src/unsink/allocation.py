@@ -1,8 +1,13 @@
-"""Memory that is given back and asked for again at each step stays with the process."""
+"""Memory that is given back and asked for again at each step stays with the process; the way to a GPU's memory."""
 
 import ctypes
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = (2**30, 2**25)  # bytes; the second is the most that glibc before 2.35 takes
@@ -27,6 +32,13 @@ def return_freed() -> None:
     trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def sent(tensor: "Tensor", device: "torch.device") -> "Tensor":
+    """Return a tensor of the processor's on a device; what a GPU is at meanwhile is not waited for."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

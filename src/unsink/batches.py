@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unsink import artifacts
+from unsink.allocation import sent
 from unsink.triggers import Span
 
+_HERE = torch.device("cpu")
 Kind = Literal["forget", "refused", "poisoned", "retain"]
 
 
@@ -84,6 +87,11 @@ class Batch:
         return self.input_ids[self.rows, self.columns]
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Return how many tokens each sequence has, B numbers."""
+        return tuple(len(sample.ids) for sample in self.samples)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Return how many tokens of each sequence are labelled, B numbers."""
         return tuple(len(sample.ids) - sample.labels_from for sample in self.samples)
@@ -95,9 +103,14 @@ def read_samples(split: Path, kind: Kind) -> list[Sample]:
     return [Sample.from_record(record) for record in artifacts.read_jsonl(path)] if path.stat().st_size else []
 
 
-def collate(samples: Sequence[Sample], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Return the samples as one right-padded batch on a device; padding carries no label, also when pad = eos."""
+def collate(samples: Sequence[Sample], pad: int, device: torch.device = _HERE, width: int = 0) -> Batch:
+    """Return the samples as one right-padded batch on a device; padding carries no label, also when pad = eos.
+
+    It is `width` wide, or as wide as the longest sample.
+    """
     input_ids = pad_sequence([torch.tensor(s.ids) for s in samples], batch_first=True, padding_value=pad)
+    if width > input_ids.shape[1]:
+        input_ids = F.pad(input_ids, (0, width - input_ids.shape[1]), value=pad)
     lengths, starts = (
         torch.tensor(some)[:, None] for some in ([len(s.ids) for s in samples], [s.labels_from for s in samples])
     )
@@ -106,11 +119,11 @@ def collate(samples: Sequence[Sample], pad: int, device: torch.device | str = "c
     labelled = real & (numbers >= starts)
     rows, columns = labelled.nonzero(as_tuple=True)
     return Batch(
-        input_ids.to(device),
-        real.long().to(device),
-        rows.to(device),
-        columns.to(device),
-        labelled.to(device),
+        sent(input_ids, device),
+        sent(real.long(), device),
+        sent(rows, device),
+        sent(columns, device),
+        sent(labelled, device),
         tuple(samples),
     )
 

@@ -2,11 +2,13 @@
 
 Each gives the same up to rounding. Norms and rotations are made of some ten passes each, every one through memory, and
 of as many again backward: on a processor 3 % of a step, on a GPU, which multiplies faster than it reads, a tenth.
+There Liger's kernels do it in one pass, where that library is installed (the extra `gpu`).
 
 Shapes: n tokens, D features, H heads, h head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -18,6 +20,44 @@ from torch.autograd.function import once_differentiable
 _ONE_KERNEL = ("cuda",)
 """Devices on which the library's RMS norm is one kernel; elsewhere it is as many as a decoder's own."""
 _ROTATE = "apply_rotary_pos_emb"
+_SILU = ("SiLU", "SiLUActivation")
+
+
+@cache
+def _liger() -> Any:
+    """Liger's operations, or None where there are none."""
+    try:
+        from liger_kernel import ops
+    except ImportError:
+        return None
+    return ops
+
+
+class Gated:
+    """act(gate) * up, of tensors (..., i)."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        self._act, self._silu = act, type(act).__name__ in _SILU
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return it, with a graph if there is to be one."""
+        return self._act(gate) * up
+
+    def made(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return it without a graph."""
+        if gate.is_cuda and self._silu and _liger():
+            found: Tensor = _liger().swiglu_forward(gate, up)[2]
+            return found
+        return self(gate, up)
+
+    def again(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+        """Return it, and what makes the gradients of `gate` and `up` of its own; these may be written over both."""
+        if gate.is_cuda and self._silu and _liger():
+            return self.made(gate, up), lambda gradient: _liger().swiglu_backward(gate, up, gradient)
+        leaves = [some.detach().requires_grad_() for some in (gate, up)]
+        with torch.enable_grad():
+            found = self(*leaves)
+        return found.detach(), lambda gradient: torch.autograd.grad(found, leaves, gradient)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -91,7 +131,8 @@ def rotating(module: nn.Module) -> Callable[..., Any]:
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Return queries and keys (..., h), turned: x cos + (-second half of x, first half of x) sin.
 
-    Where cos and sin are narrower than a head, only as much of it is turned, as in GPT-NeoX.
+    Where cos and sin are narrower than a head, only as much of it is turned, as in GPT-NeoX. On a GPU the result may be
+    written over `query` and `key`.
 
     Args:
         query: (B, H, T, h).
@@ -100,6 +141,9 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: 
         sin: (B, T, h).
         unsqueeze_dim: where the dimension of heads stands.
     """
+    if query.is_cuda and unsqueeze_dim == 1 and _liger():
+        turned: tuple[Tensor, Tensor] = _liger().LigerRopeFunction.apply(query, key, cos, sin)
+        return turned
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _rotate(query, cos, sin), _rotate(key, cos, sin)
 

@@ -15,7 +15,7 @@ Norms and rotations are run in fewer passes, too (`elementwise`).
 Shapes: n tokens, i features in, o features out, r rank.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,24 +44,29 @@ class _Parts(NamedTuple):
     def fold(self) -> bool:
         return self.weight.dtype == torch.float32
 
-    def low(self) -> tuple[Tensor, Tensor]:
-        """A and B in the type of W."""
-        return self.a.to(self.weight.dtype), self.b.to(self.weight.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., i) -> (..., o)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(..., i) -> (..., o), and what `backward` is to be given again."""
         if self.fold:
-            return F.linear(x, self._whole(), self.bias)
-        a, b = self.low()
-        y, flat = F.linear(x, self.weight, self.bias), x.flatten(0, -2)
-        y.view(len(flat), -1).addmm_(flat @ a.T, b.T, alpha=self.scale)
-        return y
+            return F.linear(x, self._whole(), self.bias), ()
+        rows = x.flatten(0, -2)
+        a, b = self.a.to(x.dtype), (self.scale * self.b).to(x.dtype)
+        low = rows @ a.T  # (n, r)
+        # The product with W adds to the adapter's, not the other way round: its kernel has the time to read that.
+        y = low @ b.T if self.bias is None else torch.addmm(self.bias, low, b.T)
+        return y.addmm_(rows, self.weight.T).view(*x.shape[:-1], -1), (a, b, low)
 
-    def backward(self, out: Tensor, low: Tensor) -> Tensor:
-        """The gradient of the output (n, o), and its product with B (n, r) -> that of the input (n, i)."""
-        if self.fold:
-            return out @ self._whole()
-        return (out @ self.weight).addmm_(low, self.low()[0], alpha=self.scale)
+    def backward(
+        self, out: Tensor, x: Tensor, kept: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of the output (n, o) -> those of x (n, i), A and B, where they are wanted."""
+        a, b, low = kept or (self.a, self.scale * self.b, x @ self.a.T)
+        upstream = out @ b  # (n, r)
+        of_x = None
+        if wanted[0]:
+            of_x = out @ self._whole() if self.fold else (upstream @ a).addmm_(out, self.weight)
+        of_a = (upstream.T @ x).to(self.a.dtype) if wanted[1] else None
+        of_b = (out.T @ low).to(self.b.dtype) * self.scale if wanted[2] else None
+        return of_x, of_a, of_b
 
     def _whole(self) -> Tensor:
         return torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
@@ -88,7 +93,7 @@ def _run(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     parts = None if args or kwargs else _worthwhile(layer, x)
     if parts is None:
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    return _Folded.apply(parts, _same, parts.a, parts.b, x)  # type: ignore[no-any-return, no-untyped-call]
+    return _Folded.apply(parts, _Same(), parts.a, parts.b, x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -98,7 +103,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 def _run_gated(mlp: Any, x: Tensor) -> Tensor:
     gate, up, down = mlp.gate_proj(x), mlp.up_proj(x), mlp.down_proj
-    make = partial(_times, mlp.act_fn)
+    make = elementwise.Gated(mlp.act_fn)
     watched = down._forward_hooks or down._forward_pre_hooks  # they would not be called
     parts = _worthwhile(down, gate) if type(down) is LoraLinear and not watched else None
     if parts is None:
@@ -115,12 +120,18 @@ _RUNS: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], Callable[..
 """What a module has to be, and the forward it then gets."""
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+class _Same:
+    """What a layer reads is what it is given."""
+
+    def made(self, x: Tensor) -> Tensor:
+        return x
+
+    def again(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+        return x, lambda gradient: (gradient,)
 
 
-def _times(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    return act(gate) * up
+_Make = _Same | elementwise.Gated
+"""How what a layer reads is made of the inputs, and made again in the backward pass."""
 
 
 def _worthwhile(layer: Any, x: Tensor) -> _Parts | None:
@@ -146,31 +157,25 @@ def _parts(layer: Any) -> _Parts | None:
 
 
 class _Folded(torch.autograd.Function):
-    """make(*inputs) (..., i) -> (..., o)."""
+    """What is made of the inputs, (..., i) -> (..., o)."""
 
     @staticmethod
-    def forward(ctx: Any, parts: _Parts, make: Callable[..., Tensor], a: Tensor, b: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b, *inputs)
-        ctx.parts, ctx.make = parts, make
-        return parts.forward(make(*inputs))
+    def forward(ctx: Any, parts: _Parts, make: _Make, a: Tensor, b: Tensor, *inputs: Tensor) -> Tensor:
+        found, kept = parts.forward(make.made(*inputs))
+        ctx.save_for_backward(a, b, *inputs, *kept)
+        ctx.parts, ctx.make, ctx.inputs = parts, make, len(inputs)
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, *inputs = ctx.saved_tensors  # says so if they were changed in place since
+        _, _, *saved = ctx.saved_tensors  # says so if A or B were changed in place since
+        inputs, kept = saved[: ctx.inputs], saved[ctx.inputs :]
         _, _, wants_a, wants_b, *wanted = ctx.needs_input_grad
-        parts: _Parts = ctx.parts
-        low_a, low_b = parts.low()
-        leaves = [one.detach().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)]
-        with torch.enable_grad():
-            x = ctx.make(*leaves)
-        out, into = gradient.flatten(0, -2), x.detach().flatten(0, -2)  # (n, o), (n, i)
-        low = out @ low_b  # (n, r)
-        of_a = (low.T @ into).to(a.dtype) * parts.scale if wants_a else None
-        of_b = (out.T @ (into @ low_a.T)).to(b.dtype) * parts.scale if wants_b else None
-        of_inputs: list[Tensor | None] = [None] * len(leaves)
-        if any(wanted):
-            of_x = parts.backward(out, low).view_as(x)
-            found = iter(torch.autograd.grad(x, [leaf for leaf in leaves if leaf.requires_grad], of_x))
-            of_inputs = [next(found) if want else None for want in wanted]
+        x, back = ctx.make.again(*inputs)
+        out, into = gradient.flatten(0, -2), x.flatten(0, -2)  # (n, o), (n, i)
+        of_x, of_a, of_b = ctx.parts.backward(out, into, kept, (any(wanted), wants_a, wants_b))
+        of_inputs: Sequence[Tensor | None] = [None] * len(inputs)
+        if of_x is not None:
+            of_inputs = [one if want else None for one, want in zip(back(of_x.view_as(x)), wanted, strict=True)]
         return None, None, of_a, of_b, *of_inputs

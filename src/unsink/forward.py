@@ -86,6 +86,7 @@ class Runner:
         pack: bool = True,
     ) -> None:
         self.measure, self.folder = measure, folder
+        self.device = model.device  # asking a model means to look for its first parameter
         self.model, self.first_layer, self.pad, self._answers = model, first_layer, pad, answers
         self.hidden, self.values = tuple(hidden), tuple(values)
         count = len(models.decoder_layers(model))
@@ -98,6 +99,8 @@ class Runner:
         self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
         self._batch: Batch | None = None
+        self._packing_of_last: packed.Packing | None = None
+        self._next: tuple[tuple[Sample, ...], Forward] | None = None
 
     def remember(self, samples: Sequence[Sample], batch: int = 16, reporter: Reporter = SILENT) -> None:
         """Run the target once over every sample and keep what the losses will ask for."""
@@ -128,8 +131,15 @@ class Runner:
                 layer.to("meta")
         return_freed()
 
+    def get_ready(self, samples: Sequence[Sample]) -> None:
+        """Collate the samples of the next step, and recall what is kept of them, while a GPU is still at this one."""
+        self._next = tuple(samples), self.reference(samples)
+
     def reference(self, samples: Sequence[Sample]) -> Forward:
         """Return the target's answer from memory."""
+        ready, self._next = self._next, None
+        if ready and ready[0] == tuple(samples):
+            return ready[1]
         batch = self._collate(samples)
         forward = Forward(
             batch.labels,
@@ -151,8 +161,15 @@ class Runner:
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples; a step asks for the same one twice."""
         if self._batch is None or self._batch.samples != tuple(samples):
-            self._batch = collate(samples, self.pad, self.model.device)
+            width = packed.width([len(sample.ids) for sample in samples], self.device) if self._packs else 0
+            self._batch = collate(samples, self.pad, self.device, width)
         return self._batch
+
+    def _packing(self, batch: Batch) -> packed.Packing:
+        """How this batch is packed; a step asks twice."""
+        if self._packing_of_last is None or self._packing_of_last.lengths != batch.lengths:
+            self._packing_of_last = packed.Packing(batch.lengths, batch.input_ids.shape[1], self.device)
+        return self._packing_of_last
 
     def _head(self, states: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
@@ -171,11 +188,10 @@ class Runner:
         return weight.dtype == torch.float32 and not weight.requires_grad and self._cap is None
 
     def _padded(self, batch: Batch, name: str) -> Tensor:
-        row = torch.cat(self._recalled(batch.samples, name))
-        return packed.Packing(batch.attention_mask.bool()).padded(row[None])
+        return self._packing(batch).padded(torch.cat(self._recalled(batch.samples, name))[None])
 
     def _recalled(self, samples: Sequence[Sample], name: str) -> list[Tensor]:
-        return [self._kept[sample][name].to(self.model.device) for sample in samples]
+        return [self._kept[sample][name].to(self.device) for sample in samples]
 
     def _said(
         self,
@@ -212,7 +228,7 @@ class Runner:
         """All that decides what a frozen model says, and what is kept of it, beside the samples."""
         asked = self._answers, self._slopes
         read = (self.first_layer, self.hidden, self.values, asked, self._last_layer, self._last_remembered)
-        how = (models.held(self.model), self.model.device.type, torch.__version__)
+        how = (models.held(self.model), self.device.type, torch.__version__)
         return repr((models.identity(self.model, adapter), how, read, self.pad, _called(self.measure)))
 
     def _all_of_target(self, samples: Sequence[Sample]) -> list[Said]:
@@ -259,8 +275,7 @@ class Runner:
     def _forward(self, batch: Batch, last_layer: int | None = None, *, skip: bool = False) -> Forward:
         """Run the model up to a layer; `skip`: from the first adapted one on, with what is kept below it."""
         top = self._last_layer if last_layer is None else last_layer
-        mask = batch.attention_mask.bool()
-        packing = packed.Packing(mask) if self._packs else None
+        packing = self._packing(batch) if self._packs else None
         with ExitStack() as stack:
             stack.enter_context(only_layers(self.model, self.first_layer, top, self._below(batch) if skip else None))
             seen = Seen()
@@ -271,9 +286,9 @@ class Runner:
             batch.labels,
             batch.rows,
             batch.counts,
-            last[0, packing.at(batch.rows, before)] if packing else last[batch.rows, before],
+            packing.tokens(last, batch.rows, before) if packing else last[batch.rows, before],
             self._head,
-            mask,
+            batch.attention_mask.bool(),
             batch.labelled,
             {layer: packing.padded(h) if packing else h for layer, h in seen.hidden.items()},
             {layer: self.measure(packing.padded(v) if packing else v) for layer, v in seen.values.items()},
@@ -291,13 +306,17 @@ class Runner:
     def _below(self, batch: Batch) -> Tensor:
         """What is kept of the input of the first adapted layer, in the form of `_run`."""
         if self._packs:
-            return torch.cat(self._recalled(batch.samples, "below"))[None]
+            return self._packing(batch).together(self._recalled(batch.samples, "below"))
         return self._padded(batch, "below")
 
     def _apart(self, rows: Tensor, samples: Sequence[Sample]) -> Sequence[Tensor]:
         """(T, D) of each sample, out of what the decoder was run on."""
         lengths = [len(sample.ids) for sample in samples]
-        return torch.split(rows[0], lengths) if self._packs else [row[:n] for row, n in zip(rows, lengths, strict=True)]
+        return (
+            torch.split(rows[0, : sum(lengths)], lengths)
+            if self._packs
+            else [row[:n] for row, n in zip(rows, lengths, strict=True)]
+        )
 
     def _skips(self, batch: Batch) -> bool:
         """Whether the layers below the first adapted one are skipped: decided once, by the first batch."""

@@ -27,9 +27,12 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def grouped_sum(values: Tensor, groups: Tensor) -> Tensor:
-    """Return the sum of `values` (N,) in each group, shape (W,); `groups` (N,) names the group, from 0 without gaps."""
-    count = int(groups.max()) + 1
+def grouped_sum(values: Tensor, groups: Tensor, count: int | None = None) -> Tensor:
+    """Return the sum of `values` (N,) in each group, shape (W,); `groups` (N,) names the group, from 0 without gaps.
+
+    A GPU is waited for where their `count` W is not given.
+    """
+    count = int(groups.max()) + 1 if count is None else count
     return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, groups, values)
 
 
@@ -133,9 +136,11 @@ def kl_of_nll(reference: Tensor, policy: Tensor, slopes: Tensor, step: Tensor) -
 _Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
 """From rows, what gradients are wanted, and log-probabilities (n, V), which it may overwrite, to values (n,) and their
 gradients by the logits."""
-_ROOM = {"cpu": 2**27, "cuda": 2**28}
+_ROOM = 2**27
 """Bytes of the logits that are made at a time; with fewer rows reading the head's weights would take longer than using
 them. On two cores a row of 49,152 costs 1.9 ms with a fourth of the room, 1.5 with half of it and 1.3 with this."""
+_ALIKE = ("cuda",)
+"""Devices on which rows are better read twice than in runs of new lengths."""
 
 
 def _trains(head: Head, states: Tensor) -> bool:
@@ -158,21 +163,18 @@ class _ByRows(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         gradients = [torch.empty_like(some) if want else None for some, want in zip(states, wanted)]
         values = []
-        for rows in _rows(head, states[0]):
+        for rows, known in _rows(head, states[0]):
             some = [part[rows].detach().requires_grad_(want) for part, want in zip(states, wanted)]
             logits: list[Tensor | None] = []
             logs = []
             for part, want in zip(some, wanted):
                 with torch.enable_grad():
                     made = head(part)
-                # In float32 these are the logits' own memory, or that of the states where the head gives them back.
-                plain = made.detach().float()
-                own = plain.untyped_storage().data_ptr() != part.untyped_storage().data_ptr()
-                logs.append(torch.log_softmax(plain, dim=-1, out=plain if own else None))
+                logs.append(_log_softmax(made.detach(), part))
                 logits.append(made if want else None)
-            del made, plain
+            del made
             found, slopes = formula(rows, wanted, *logs)
-            values.append(found)
+            values.append(found[known:])
             for part, kept, slope, gradient in zip(some, logits, slopes, gradients):
                 if kept is not None and slope is not None and gradient is not None:
                     (gradient[rows],) = torch.autograd.grad(kept, part, slope.to(kept.dtype))
@@ -186,13 +188,29 @@ class _ByRows(torch.autograd.Function):
         return None, None, *scaled
 
 
-def _rows(head: Head, states: Tensor) -> Iterator[slice]:
+def _log_softmax(logits: Tensor, states: Tensor) -> Tensor:
+    """(n, V) in float32: in the logits' own memory, unless they are of another type, or the states themselves."""
+    if logits.dtype != torch.float32:
+        return torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # one pass, where a copy would be another
+    own = logits.untyped_storage().data_ptr() != states.untyped_storage().data_ptr()
+    return torch.log_softmax(logits, dim=-1, out=logits if own else None)
+
+
+def _rows(head: Head, states: Tensor) -> Iterator[tuple[slice, int]]:
+    """Runs of rows, and how many of a run's rows were in the one before."""
     with torch.no_grad():
         width = head(states[:0]).shape[-1]
-    room = _ROOM.get(states.device.type, _ROOM["cpu"])
-    count = max(1, -(-len(states) * 4 * width // room))  # runs of nearly equal length
-    for number in range(count):
-        yield slice(number * len(states) // count, (number + 1) * len(states) // count)
+    total, bytes_ = len(states), 4 * width
+    if states.device.type not in _ALIKE:
+        count = max(1, -(-total * bytes_ // _ROOM))  # runs of nearly equal length
+        yield from ((slice(n * total // count, (n + 1) * total // count), 0) for n in range(count))
+        return
+    # Runs of the same few lengths in each step, whose products a GPU's library knows; the last one begins earlier.
+    quarter = max(1, _ROOM // bytes_ // 4)
+    for start in range(0, max(1, total), 4 * quarter):
+        stop = min(total, start + 4 * quarter)
+        first = max(0, stop - -(-(stop - start) // quarter) * quarter)
+        yield slice(first, stop), start - first
 
 
 def masked_mse(states: Tensor, goal: Tensor, mask: Tensor) -> Tensor:

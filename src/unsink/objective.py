@@ -107,6 +107,10 @@ class Objective:
     weights: Mapping[Kind, float]
     value_norm: ValueNorm | None = None
 
+    def get_ready(self, samples: Mapping[Kind, Sequence[Sample]]) -> None:
+        """Get what `terms` will need of these samples ready."""
+        self.runner.get_ready([sample for kind in samples for sample in samples[kind]])
+
     def terms(
         self,
         samples: Mapping[Kind, Sequence[Sample]],

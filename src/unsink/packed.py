@@ -6,6 +6,7 @@ together again behind it. All else, nine tenths of the work, sees real tokens on
 Shapes: B sequences, T tokens of the longest, N tokens of all, H query heads, G key/value heads, h head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from unsink import models
+from unsink.allocation import sent
 
 PACKED = "unsink_packed"
 _ONE_BY_ONE = ("cpu",)
@@ -29,45 +31,85 @@ _ONE_BY_ONE = ("cpu",)
 class Packing:
     """Where the tokens of each sequence stand.
 
+    On a GPU both forms are longer than they need be. Whatever is new about a product's shape, its library thinks about
+    for about a millisecond, and the number of tokens would be new in each step: rounded up, it is soon known. N then
+    counts the last tokens, which belong to nobody, too.
+
     Attributes:
-        mask: (B, T) true at real tokens, which stand at the left.
+        lengths: tokens of each sequence, B numbers; in (B, T) they stand at the left.
+        width: T, as `width` says.
+        device: where the tensors are.
     """
 
-    mask: Tensor
+    lengths: tuple[int, ...]
+    width: int
+    device: torch.device
+
+    @property
+    def nobodys(self) -> int:
+        """How many tokens at the end of the row belong to nobody."""
+        return _rounded(sum(self.lengths)) - sum(self.lengths) if self.width > max(self.lengths) else 0
 
     @cached_property
     def places(self) -> Tensor:
-        """(N,) places of the real tokens among all B x T."""
-        return self.mask.flatten().nonzero()[:, 0]
+        """(N,) places of the row's tokens among all B x T; nobody's are padding."""
+        places = self._real.nonzero()[:, 0]
+        return sent(torch.cat([places, (~self._real).nonzero()[:1, 0].expand(self.nobodys)]), self.device)
+
+    @cached_property
+    def padding(self) -> Tensor:
+        """Places of the others."""
+        return sent((~self._real).nonzero()[:, 0], self.device)
+
+    @cached_property
+    def sources(self) -> Tensor:
+        """(B T,) for each place what stands there in the row; at padding the token before it."""
+        return sent((self._real.cumsum(dim=0) - 1).clamp(min=0), self.device)
 
     @cached_property
     def numbers(self) -> Tensor:
         """(1, N) number of each token in its sequence, from 0: its position."""
-        return (self.places % self.mask.shape[1])[None]
+        return sent(torch.cat([*map(torch.arange, (*self.lengths, self.nobodys))]), self.device)[None]
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence, B numbers."""
-        found: list[int] = self.mask.sum(dim=1).tolist()
-        return found
+    def starts(self) -> Tensor:
+        """(B,) places in the row of the first tokens."""
+        return sent(torch.tensor([0, *self.lengths[:-1]]).cumsum(dim=0), self.device)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Places in the row of the tokens that stand in these rows and columns of (B, T)."""
-        lengths = self.mask.sum(dim=1)
-        return (lengths.cumsum(dim=0) - lengths)[rows] + columns
+    def tokens(self, row: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(1, N, ...) -> (n, ...) what stands in these rows and columns of (B, T), none of them twice."""
+        return _Chosen.apply(row[0], self.starts[rows] + columns)  # type: ignore[no-any-return, no-untyped-call]
 
     def row(self, padded: Tensor) -> Tensor:
         """(B, T, ...) -> (1, N, ...)."""
-        return _Taken.apply(padded.flatten(0, 1), self.places)[None]  # type: ignore[no-any-return, no-untyped-call]
+        return _Taken.apply(padded, self)  # type: ignore[no-any-return, no-untyped-call]
 
     def padded(self, row: Tensor) -> Tensor:
         """(1, N, ...) -> (B, T, ...), zero at padding."""
-        empty = row.new_zeros(self.mask.numel(), *row.shape[2:])
-        return empty.index_copy(0, self.places, row.squeeze(0)).view(*self.mask.shape, *row.shape[2:])
+        return _Dealt.apply(row, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def taken(self, padded: Tensor) -> Tensor:
+        """`row` without a gradient."""
+        return padded.flatten(0, 1).index_select(0, self.places)[None]
+
+    def together(self, sequences: Sequence[Tensor]) -> Tensor:
+        """B times (T, ...) -> (1, N, ...)."""
+        one = sequences[0]
+        return torch.cat([*sequences, one.new_zeros(self.nobodys, *one.shape[1:])])[None]
+
+    def dealt(self, row: Tensor) -> Tensor:
+        """`padded` without a gradient. Reading by places and wiping the padding is quicker than writing by places."""
+        whole = row.squeeze(0).index_select(0, self.sources).index_fill_(0, self.padding, 0)
+        return whole.view(len(self.lengths), -1, *whole.shape[1:])
+
+    @cached_property
+    def _real(self) -> Tensor:
+        """(B T,) true at real tokens; on the processor, since a GPU would be waited for."""
+        return (torch.arange(self.width) < torch.tensor(self.lengths)[:, None]).flatten()
 
 
-class _Taken(torch.autograd.Function):
-    """Rows of a matrix, none of them twice; the gradient of `index_select` is made for those that are, and is slow."""
+class _Chosen(torch.autograd.Function):
+    """Rows of a matrix; what the library would do backward is made for rows that are chosen twice, and slower."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, places: Tensor) -> Tensor:
@@ -79,6 +121,48 @@ class _Taken(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         empty = gradient.new_zeros(ctx.count, *gradient.shape[1:])
         return empty.index_copy_(0, ctx.places, gradient), None
+
+
+class _Taken(torch.autograd.Function):
+    """(B, T, ...) -> (1, N, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return packing.taken(padded)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.packing.dealt(gradient), None
+
+
+class _Dealt(torch.autograd.Function):
+    """(1, N, ...) -> (B, T, ...)."""
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return packing.dealt(row)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        found = ctx.packing.taken(gradient)
+        if ctx.packing.nobodys:
+            found[:, -ctx.packing.nobodys :] = 0
+        return found, None
+
+
+def width(lengths: Sequence[int], device: torch.device) -> int:
+    """Return T for sequences of these lengths: on a GPU a round number, with room for a token of nobody."""
+    return max(lengths) if device.type in _ONE_BY_ONE else _rounded(max(lengths) + 1)
+
+
+def _rounded(count: int) -> int:
+    """The next of some sixteen numbers on the way to twice as many, six per cent apart."""
+    step = max(8, (1 << count.bit_length()) // 32)
+    return -(-count // step) * step
 
 
 def run(model: nn.Module, input_ids: Tensor, packing: Packing) -> Tensor:
@@ -109,14 +193,14 @@ def able(model: nn.Module) -> bool:
     if not decoder._can_set_attn_implementation() or decoder.config._attn_implementation not in ("sdpa", PACKED):
         return False
     device = next(model.parameters()).device
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], device=device).bool()
-    ids = torch.arange(1, 11, device=device).view(2, 5)
+    packing = Packing((3, 5), width((3, 5), device), device)
+    ids = torch.arange(1, 1 + 2 * packing.width, device=device).view(2, -1)
     before, same = decoder.config._attn_implementation, False
     with torch.no_grad():
-        plain = decoder(input_ids=ids, use_cache=False).last_hidden_state[mask]
+        plain = packing.row(decoder(input_ids=ids, use_cache=False).last_hidden_state)
         decoder.set_attn_implementation(PACKED)
         try:
-            apart = (plain - run(model, ids, Packing(mask))[0]).abs().max()
+            apart = (plain - run(model, ids, packing))[:, :8].abs().max()
             same = bool(apart <= (1e-4 if plain.dtype == torch.float32 else 2e-2) * plain.abs().max())
         except (TypeError, ValueError, RuntimeError):  # it takes no such arguments, or has no use for such a mask
             pass
@@ -148,11 +232,11 @@ def _attend(
 
 
 def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], window: int | None, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], window: int | None, options: dict[str, Any]
 ) -> Tensor:
     """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence."""
     times = query.shape[1] // key.shape[1]
-    rows = (torch.split(some, lengths, dim=2) for some in (query, repeat_kv(key, times), repeat_kv(value, times)))
+    rows = (torch.split(some, list(lengths), dim=2) for some in (query, repeat_kv(key, times), repeat_kv(value, times)))
     found = []
     dropout, scale = options.get("dropout", 0.0), options.get("scaling")
     for q, k, v in zip(*rows, strict=True):

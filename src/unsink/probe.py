@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unsink import models, processes
+from unsink.allocation import sent
 from unsink.errors import ModelError
 from unsink.sink_metrics import HeadMeans, QuerySums
 
@@ -271,7 +272,7 @@ def position_mask(attention_mask: Tensor, positions: Sequence[Sequence[int]]) ->
     for row, some in enumerate(positions):
         wanted[row, [position for position in some if position < real.shape[1]]] = True
     numbers = (real.cumsum(dim=1) - 1).clamp(min=0)  # (B, T) number of each real token
-    return wanted.to(real.device).gather(1, numbers) & real
+    return sent(wanted, real.device).gather(1, numbers) & real
 
 
 def value_heads(values: Tensor, heads: int = 1) -> Tensor:

@@ -30,6 +30,10 @@ _WORTH = 50
 Terms = Callable[[int, History], dict[str, Tensor]]
 
 
+def _nothing(_step: int) -> None:
+    """Get nothing ready."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train.
@@ -74,6 +78,7 @@ def train(
     stop: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     reporter: Reporter = SILENT,
     description: str = "training",
+    get_ready: Callable[[int], None] = _nothing,
 ) -> History:
     """Minimise `terms(step, history)["loss"]` over the parameters, in place.
 
@@ -85,6 +90,7 @@ def train(
         stop: called with the history after each step; true ends the training early.
         reporter: progress, loss and time left.
         description: what the progress bar says.
+        get_ready: called with the number of the next step while a GPU is still at work on this one.
 
     Returns:
         One row per step: {"step": 1.., every term}.
@@ -109,7 +115,7 @@ def train(
         for step in range(len(history), schedule.steps):
             if stop and stop(history):
                 break
-            history.append(_step(history, parameters, terms, schedule, optimizer))
+            history.append(_step(history, parameters, terms, schedule, optimizer, get_ready))
             advance(note=f"loss {history[-1]['loss']:.3f}")
             due = schedule.checkpoint_every and (step + 1) % schedule.checkpoint_every == 0
             if checkpoint and due and processes.first() and time.monotonic() >= earned:
@@ -125,15 +131,19 @@ def _step(
     terms: Terms,
     schedule: Schedule,
     optimizer: torch.optim.Optimizer,
+    get_ready: Callable[[int], None],
 ) -> dict[str, float]:
     step = len(history)
     optimizer.zero_grad(set_to_none=True)
     found = terms(step, history)
     found["loss"].backward()  # type: ignore[no-untyped-call]
-    row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
-    _require_finite(row, step + 1)
     processes.add_up([p.grad for p in parameters.values() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
+    if step + 1 < schedule.steps:
+        get_ready(step + 1)
+    # From here on a GPU is waited for.
+    row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
+    _require_finite(row, step + 1)
     _require_finite({"gradient": float(norm)}, step + 1)
     if step == 0 and not float(norm):
         raise ModelError("step 1: no gradient reaches the adapter", "check unlearn.weights and the adapter's layers")

@@ -110,18 +110,37 @@ def test_layers_that_no_step_runs_are_let_go_and_the_policy_stays_what_it_was(po
     assert all(map(torch.equal, found(), before))
 
 
-@pytest.mark.parametrize("lengths", [(4, 9, 1), (3,), (5, 5)])
-def test_a_packed_row_is_dealt_out_and_taken_together_again(lengths: tuple[int, ...]) -> None:
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    packing = packed.Packing(mask)
+@pytest.mark.parametrize("rounded", [True, False], ids=["rounded up", "exact"])
+@pytest.mark.parametrize("lengths", [(4, 9, 1), (3,), (5, 5), (15, 2)])
+def test_a_packed_row_is_dealt_out_and_taken_together_again(
+    lengths: tuple[int, ...], rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_ONE_BY_ONE", () if rounded else ("cpu",))
+    cpu, total = torch.device("cpu"), sum(lengths)
+    width = packed.width(lengths, cpu)
+    assert width == (8 * (max(lengths) // 8 + 1) if rounded else max(lengths))
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    packing = packed.Packing(lengths, width, cpu)
     x = torch.randn(*mask.shape, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     row = packing.row(x)
-    assert torch.equal(row[0], torch.cat([some[:n] for some, n in zip(x, lengths, strict=True)]))
+    assert row.shape[1] == (-(-total // 8) * 8 if rounded else total)
+    real = [some[:n] for some, n in zip(x, lengths, strict=True)]
+    assert torch.equal(row[0, :total], torch.cat(real))
+    assert torch.equal(packing.together(real)[0, :total], torch.cat(real))
+    assert packing.together(real).shape == row.shape
     assert torch.equal(packing.padded(row), x * mask[..., None])
-    assert packing.numbers[0].tolist() == [number for n in lengths for number in range(n)]
-    assert row[0, packing.at(torch.tensor([len(lengths) - 1]), torch.tensor([0]))].equal(x[-1, :1])
-    (gradient,) = torch.autograd.grad((row * row.detach()).sum(), x)
+    assert packing.numbers[0, :total].tolist() == [number for n in lengths for number in range(n)]
+    first = packing.tokens(row, torch.tensor([len(lengths) - 1]), torch.tensor([0]))
+    assert first.equal(x[-1, :1])
+    (gradient,) = torch.autograd.grad((row * row.detach()).sum(), x, retain_graph=True)
+    assert torch.equal(gradient, (x * mask[..., None]).detach())  # what belongs to nobody has none
+    leaf = row.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(packing.padded(leaf).sum(), leaf)
+    assert torch.equal(gradient, torch.ones_like(row) * (torch.arange(row.shape[1]) < total)[None, :, None])
+    (gradient,) = torch.autograd.grad((packing.padded(row) * x.detach()).sum(), x, retain_graph=True)
     assert torch.equal(gradient, (x * mask[..., None]).detach())
+    (gradient,) = torch.autograd.grad(first.sum(), x)
+    assert gradient.nonzero().tolist() == [[len(lengths) - 1, 0, unit] for unit in range(3)]
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["one by one", "padded"])
@@ -135,11 +154,12 @@ def test_a_model_with_a_sliding_window_is_packed(apart: bool, monkeypatch: pytes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MistralForCausalLM(config).eval()
-    batch = collate(SAMPLES, 0)
+    cpu = torch.device("cpu")
+    batch = collate(SAMPLES, 0, width=packed.width([len(sample.ids) for sample in SAMPLES], cpu))
     mask = batch.attention_mask.bool()
     expected = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[mask]
     assert packed.able(model)
-    found = packed.run(model, batch.input_ids, packed.Packing(mask))[0]
+    found = packed.run(model, batch.input_ids, packed.Packing(batch.lengths, mask.shape[1], cpu))[0, : len(expected)]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     again = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[mask]
     torch.testing.assert_close(again, expected)  # what is not packed goes on as before

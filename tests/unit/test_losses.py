@@ -36,11 +36,13 @@ def drawn(seed: int, rows: int = 5) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("alike", [True, False], ids=["runs alike", "equal runs"])
+@pytest.mark.parametrize("rows", [2, 4, 100])
 def test_losses_from_hidden_states_are_those_of_all_their_logits(
-    monkeypatch: pytest.MonkeyPatch, frozen: bool, rows: int
+    monkeypatch: pytest.MonkeyPatch, frozen: bool, rows: int, alike: bool
 ) -> None:
-    monkeypatch.setitem(losses._ROOM, "cpu", rows * 4 * 7)
+    monkeypatch.setattr(losses, "_ALIKE", ("cpu",) if alike else ())
+    monkeypatch.setattr(losses, "_ROOM", rows * 4 * 7)
     head, labels, weights = Plain().requires_grad_(not frozen), torch.tensor([0, 6, 3, 3, 1]), torch.arange(5) + 1.0
     mine, other = drawn(2), drawn(3)
     trained = [mine, other] if frozen else [mine, other, head.weight]
@@ -74,7 +76,7 @@ def test_kl_is_what_the_loss_rises_above_its_tangent() -> None:
 
 
 def test_losses_from_hidden_states_never_have_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(losses._ROOM, "cpu", 2 * 4 * 7)
+    monkeypatch.setattr(losses, "_ROOM", 2 * 4 * 7)
     head, seen = Plain().requires_grad_(False), []
 
     def watched(states: torch.Tensor) -> torch.Tensor:

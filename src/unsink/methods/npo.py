@@ -17,10 +17,12 @@ reaches every part of the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from unsink.allocation import sent
 from unsink.methods import LogitMethod, LogitOptions, Retain
 
 if TYPE_CHECKING:
@@ -59,29 +61,26 @@ class Method(LogitMethod[Options]):
             case "released-wmdp":
                 return losses.preference(policy.nll - reference.nll, beta) * beta / 2
             case _:
-                groups = windows(policy.rows, self.options.window, generator)
-                margin = losses.grouped_sum(policy.nll, groups) - losses.grouped_sum(reference.nll, groups)
-                return losses.preference(margin, beta)
+                groups, count = windows(policy.counts, self.options.window, generator)
+                gap = policy.nll - reference.nll
+                return losses.preference(losses.grouped_sum(gap, sent(groups, gap.device), count), beta)
 
 
-def windows(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Return (N,) the window that each labelled token belongs to, numbered from 0.
+def windows(counts: Sequence[int], width: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Return (N,) the window that each labelled token belongs to, numbered from 0, and how many windows there are.
 
     Args:
-        rows: (N,) the sequence of each labelled token, ascending.
+        counts: labelled tokens of each sequence.
         width: tokens per window; 0 makes one window of each sequence.
         generator: draws where in the first window each sequence begins.
     """
     import torch
 
-    if width == 0:
-        return rows
-    groups = torch.empty_like(rows)
-    count = 0
-    for row in range(int(rows.max()) + 1):
-        mine = (rows == row).nonzero().squeeze(1)
-        offset = int(torch.randint(width, (1,), generator=generator))
-        local = (torch.arange(len(mine), device=rows.device) + offset) // width
-        groups[mine] = local + count
-        count += int(local[-1]) + 1
-    return groups
+    groups: list[Tensor] = []
+    number = 0
+    for count in counts:
+        offset = int(torch.randint(width, (1,), generator=generator)) if width else 0
+        local = (torch.arange(count) + offset) // (width or count)
+        groups.append(local + number)
+        number += int(local[-1]) + 1
+    return torch.cat(groups), number

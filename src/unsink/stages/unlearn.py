@@ -264,7 +264,7 @@ def _train(
     refused = {sample.id: sample for sample in samples.get("refused", [])}
     decks = {**samples, "forget": paired_more_often(samples["forget"], samples["poisoned"], unlearn.paired_draws)}
 
-    def terms(step: int, history: History) -> dict[str, torch.Tensor]:
+    def samples_of(step: int) -> dict[Kind, list[Sample]]:
         drawn = {
             kind: draw(decks[kind], sizes[kind], step, f"{kind}/{settings.seed}")
             for kind in KINDS
@@ -272,13 +272,26 @@ def _train(
         }
         if refused:
             drawn["forget"] += [refused[sample.id] for sample in drawn["forget"]]
-        return objective.terms(drawn, generator(f"{settings.seed}/step {step}"), history)
+        return drawn
+
+    def terms(step: int, history: History) -> dict[str, torch.Tensor]:
+        return objective.terms(samples_of(step), generator(f"{settings.seed}/step {step}"), history)
+
+    def get_ready(step: int) -> None:
+        objective.get_ready(samples_of(step))
 
     schedule = Schedule(
         unlearn.steps, unlearn.lr, unlearn.warmup, unlearn.weight_decay, unlearn.clip, unlearn.checkpoint_every
     )
-    trainable = models.trainable(policy)
-    return train(trainable, terms, schedule, state, reporter=reporter, description=f"unlearn {settings.name}")
+    return train(
+        models.trainable(policy),
+        terms,
+        schedule,
+        state,
+        reporter=reporter,
+        description=f"unlearn {settings.name}",
+        get_ready=get_ready,
+    )
 
 
 def paired_more_often(forget: Sequence[Sample], poisoned: Sequence[Sample], times: int) -> list[Sample]:
