@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unsink import models, packed
-from unsink.allocation import return_freed
+from unsink.allocation import return_freed, sent
 from unsink.answers import Forward
 from unsink.batches import Batch, Sample, collate
 from unsink.kept import Ask, Found, Keep, Said, Shelf, room
@@ -191,7 +191,8 @@ class Runner:
         return self._packing(batch).padded(torch.cat(self._recalled(batch.samples, name))[None])
 
     def _recalled(self, samples: Sequence[Sample], name: str) -> list[Tensor]:
-        return [self._kept[sample][name].to(self.device) for sample in samples]
+        found = (self._kept[sample][name] for sample in samples)
+        return [some if some.device == self.device else sent(some, self.device) for some in found]
 
     def _said(
         self,

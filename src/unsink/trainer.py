@@ -139,17 +139,17 @@ def _step(
     found["loss"].backward()  # type: ignore[no-untyped-call]
     processes.add_up([p.grad for p in parameters.values() if p.grad is not None])
     norm = nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.rate(step)
+    optimizer.step()
     if step + 1 < schedule.steps:
         get_ready(step + 1)
-    # From here on a GPU is waited for.
+    # From here on a GPU is waited for. Where something is not finite, nor are the weights by now; nobody keeps them.
     row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
     _require_finite(row, step + 1)
     _require_finite({"gradient": float(norm)}, step + 1)
     if step == 0 and not float(norm):
         raise ModelError("step 1: no gradient reaches the adapter", "check unlearn.weights and the adapter's layers")
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.rate(step)
-    optimizer.step()
     return {"step": step + 1, **row}
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,7 @@ def _train(
     refused = {sample.id: sample for sample in samples.get("refused", [])}
     decks = {**samples, "forget": paired_more_often(samples["forget"], samples["poisoned"], unlearn.paired_draws)}
 
+    @lru_cache(maxsize=2)
     def samples_of(step: int) -> dict[Kind, list[Sample]]:
         drawn = {
             kind: draw(decks[kind], sizes[kind], step, f"{kind}/{settings.seed}")
