@@ -16,9 +16,9 @@ ADAPTER_MB = 2.6
 AUDITS = 10_000
 # the data sheet of an H100 SXM: dense bfloat16, bytes per second
 PEAK, BANDWIDTH = 989e12, 3.35e12
-# measured: share of the peak while training a model of 1.7B on one H100, docs/results/performance-h100.json; larger
+# measured: share of the peak while training a model of 1.7B on one H200, docs/results/performance-h200.json; larger
 # models reach more of it
-SHARE = 0.20
+SHARE = 0.36
 # assumed: prices per hour
 GPU_HOUR, CORE_HOUR = 3.0, 0.04
 
@@ -70,7 +70,7 @@ def memory(shape: Shape, dtype: str, *, again: bool, shards: int = 1) -> dict[st
         "weights": held + shape.embeddings * 2,
         "adapter": shape.adapter(RANK) * 16,  # float32: weights, gradients, two moments
         "activations": batch / shards * (shape.layers * 2 * shape.hidden + inside if again else shape.layers * inside),
-        "logits": min(batch * shape.vocabulary * 10, 2**30),  # some rows at a time (`losses`), with their gradients
+        "logits": min(batch * shape.vocabulary * 10, 2**29),  # some rows at a time (`losses`), with their gradients
         "kept": SAMPLES * TOKENS * 2 * 2 * shape.hidden,  # input of the first adapted layer, last states
     }
     return {name: size / 2**30 for name, size in parts.items()}

@@ -60,6 +60,27 @@ def test_losses_from_hidden_states_are_those_of_all_their_logits(
     assert all(gradient.abs().sum() > 0 for gradient in of_kl)
 
 
+def test_gradients_by_logits_in_bfloat16_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_ROOM", 2 * 4 * 7)
+    head, labels = torch.nn.Linear(3, 7, bias=False, dtype=torch.bfloat16), torch.tensor([0, 6, 3, 3, 1])
+    head.requires_grad_(False).weight.copy_(Plain().weight)
+    mine, other = (drawn(seed).detach().bfloat16().requires_grad_() for seed in (2, 3))
+    exact = [some.detach().float().requires_grad_() for some in (mine, other)]
+    weight = head.weight.float()
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        made = states @ weight.T
+        return made + (made.bfloat16().float() - made).detach()  # as the head rounds them
+
+    nll, kl = losses.head_nll(mine, labels, head).sum(), losses.head_kl(other, mine, head)
+    plain = losses.token_nll(logits(exact[0]), labels).sum()
+    plain_kl = losses.kl_divergence(logits(exact[1]), logits(exact[0]))
+    torch.testing.assert_close((nll, kl), (plain, plain_kl))
+    for found, expected in ((nll, plain), (kl, plain_kl)):
+        (of_mine,), (of_exact,) = torch.autograd.grad(found, mine), torch.autograd.grad(expected, exact[0])
+        torch.testing.assert_close(of_mine.float(), of_exact, atol=1e-2 * float(of_exact.abs().max()), rtol=1e-2)
+
+
 def test_kl_is_what_the_loss_rises_above_its_tangent() -> None:
     """By hand: two tokens, logits (h, 0). At h' = 0 both have 1/2 and the slope of -log p(0) is -1/2; at h = ln 3 it is
     3/4 to 1/4. KL = 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3)."""
