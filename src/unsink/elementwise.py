@@ -2,7 +2,7 @@
 
 Each gives the same up to rounding. Norms and rotations are made of some ten passes each, every one through memory, and
 of as many again backward: on a processor 3 % of a step, on a GPU, which multiplies faster than it reads, a tenth.
-There Liger's kernels do it in one pass, where that library is installed (the extra `gpu`).
+There rotations and the gate of an MLP are one kernel each, of Liger where that library is installed (extra `gpu`).
 
 Shapes: n tokens, D features, H heads, h head size.
 """
@@ -23,12 +23,19 @@ _ROTATE = "apply_rotary_pos_emb"
 _SILU = ("SiLU", "SiLUActivation")
 
 
+def _kernels(x: Tensor) -> Any:
+    """Liger's operations for a tensor, or None where there are none."""
+    return _liger() if x.is_cuda else None
+
+
 @cache
 def _liger() -> Any:
-    """Liger's operations, or None where there are none."""
     try:
         from liger_kernel import ops
-    except ImportError:
+
+        some = torch.ones(1, 64, device="cuda")
+        ops.swiglu_forward(some, some)
+    except (ImportError, RuntimeError):  # it is not installed, or Triton has no compiler
         return None
     return ops
 
@@ -45,15 +52,17 @@ class Gated:
 
     def made(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return it without a graph."""
-        if gate.is_cuda and self._silu and _liger():
-            found: Tensor = _liger().swiglu_forward(gate, up)[2]
-            return found
-        return self(gate, up)
+        kernels = _kernels(gate)
+        if not (kernels and self._silu):
+            return self(gate, up)
+        found: Tensor = kernels.swiglu_forward(gate, up)[2]
+        return found
 
     def again(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
         """Return it, and what makes the gradients of `gate` and `up` of its own; these may be written over both."""
-        if gate.is_cuda and self._silu and _liger():
-            return self.made(gate, up), lambda gradient: _liger().swiglu_backward(gate, up, gradient)
+        kernels = _kernels(gate)
+        if kernels and self._silu:
+            return self.made(gate, up), lambda gradient: kernels.swiglu_backward(gate, up, gradient)
         leaves = [some.detach().requires_grad_() for some in (gate, up)]
         with torch.enable_grad():
             found = self(*leaves)
@@ -141,8 +150,9 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: 
         sin: (B, T, h).
         unsqueeze_dim: where the dimension of heads stands.
     """
-    if query.is_cuda and unsqueeze_dim == 1 and _liger():
-        turned: tuple[Tensor, Tensor] = _liger().LigerRopeFunction.apply(query, key, cos, sin)
+    kernels = _kernels(query)
+    if kernels and unsqueeze_dim == 1:
+        turned: tuple[Tensor, Tensor] = kernels.LigerRopeFunction.apply(query, key, cos, sin)
         return turned
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _rotate(query, cos, sin), _rotate(key, cos, sin)

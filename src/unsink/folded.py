@@ -5,7 +5,7 @@ backward pass. W + s B A costs as much as r more tokens, and then there is one p
 pass, so that no copy of the weights is kept. With few tokens for the rank it does not pay, and PEFT goes on as before.
 
 In bfloat16 a small s B A would vanish in W, so the products stay apart; but they are in bfloat16, where PEFT first
-makes float32 of all activations, and the last one adds to what W gave.
+makes float32 of all activations, and that with W adds to what A and B gave.
 
 What the last layer of a gated MLP reads, act(gate) * up, is made again in the backward pass as well: it and act(gate)
 are a fourth of all that a decoder layer keeps for that pass, and cost next to nothing.
@@ -52,8 +52,11 @@ class _Parts(NamedTuple):
         a, b = self.a.to(x.dtype), (self.scale * self.b).to(x.dtype)
         low = rows @ a.T  # (n, r)
         # The product with W adds to the adapter's, not the other way round: its kernel has the time to read that.
-        y = low @ b.T if self.bias is None else torch.addmm(self.bias, low, b.T)
-        return y.addmm_(rows, self.weight.T).view(*x.shape[:-1], -1), (a, b, low)
+        found = x.new_empty(*x.shape[:-1], len(self.weight))
+        y = found.view(len(rows), len(self.weight))
+        torch.mm(low, b.T, out=y) if self.bias is None else torch.addmm(self.bias, low, b.T, out=y)
+        y.addmm_(rows, self.weight.T)
+        return found, (a, b, low)
 
     def backward(
         self, out: Tensor, x: Tensor, kept: Sequence[Tensor], wanted: Sequence[bool]

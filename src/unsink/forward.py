@@ -95,7 +95,7 @@ class Runner:
         # Without answers the target is only asked for what the losses read, and for the input of the adapted layers.
         self._last_remembered = self._last_layer if answers else max((*read, first_layer))
         self._slopes = answers and compares and self._linear()
-        self._packs = pack and packed.able(model)
+        self._packs = pack and self._can_pack()
         self._kept: dict[Sample, Said] = {}
         self._can_skip: bool | None = None
         self._batch: Batch | None = None
@@ -319,6 +319,9 @@ class Runner:
             else [row[:n] for row, n in zip(rows, lengths, strict=True)]
         )
 
+    def _can_pack(self) -> bool:
+        return packed.able(self.model)
+
     def _skips(self, batch: Batch) -> bool:
         """Whether the layers below the first adapted one are skipped: decided once, by the first batch."""
         if self._can_skip is None:
@@ -329,8 +332,7 @@ class Runner:
         """Not every architecture can start in the middle: compare once, and run the whole model if it differs."""
         with torch.no_grad():
             plain, skipped = self._forward(batch).states, self._forward(batch, skip=True).states
-        tolerance = 1e-4 if plain.dtype == torch.float32 else 2e-2
-        return float((plain - skipped).abs().max()) <= tolerance * float(plain.abs().max())
+        return packed.close(skipped, plain)
 
 
 def _called(measure: Callable[..., Tensor]) -> str:

@@ -85,8 +85,8 @@ def head_nll(states: Tensor, labels: Tensor, head: Head) -> Tensor:
         nll = -logs.gather(1, own)[:, 0]
         if not wanted[0]:
             return nll, (None,)
-        of_label = torch.expm1(-nll).to(dtype)
-        return nll, (torch.exp(logs, out=_room_for(logs, dtype)).scatter_(1, own, of_label[:, None]),)
+        slopes = torch.exp(logs, out=_room_for(logs, dtype))
+        return nll, (slopes.scatter_(1, own, torch.expm1(-nll).to(slopes.dtype)[:, None]),)
 
     return _by_rows(formula, head, states)
 
@@ -137,7 +137,7 @@ def kl_of_nll(reference: Tensor, policy: Tensor, slopes: Tensor, step: Tensor) -
 
 
 _Formula = Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
-"""From rows, what gradients are wanted and of which type, and log-probabilities (n, V) in float32, which it may
+"""From rows, what gradients are wanted and the head's type, and log-probabilities (n, V) in float32, which it may
 overwrite, to values (n,) and their gradients by the logits."""
 _ROOM = 2**27
 """Bytes of the logits that are made at a time; with fewer rows reading the head's weights would take longer than using
@@ -193,16 +193,15 @@ class _ByRows(torch.autograd.Function):
 
 
 def _room_for(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a result of the same shape is written: over its float32 input, or at once in another type."""
-    return result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
+    """Where a result of the same shape is written: over its float32 input, or on a GPU at once in another type."""
+    return torch.empty_like(result, dtype=dtype) if result.is_cuda and result.dtype != dtype else result
 
 
 def _log_softmax(logits: Tensor, states: Tensor) -> Tensor:
     """(n, V) in float32: in the logits' own memory, unless they are of another type, or the states themselves."""
-    if logits.dtype != torch.float32:
-        return torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # one pass, where a copy would be another
-    own = logits.untyped_storage().data_ptr() != states.untyped_storage().data_ptr()
-    return torch.log_softmax(logits, dim=-1, out=logits if own else None)
+    plain = logits.float()
+    own = plain.untyped_storage().data_ptr() != states.untyped_storage().data_ptr()
+    return torch.log_softmax(plain, dim=-1, out=plain if own else None)
 
 
 def _rows(head: Head, states: Tensor) -> Iterator[tuple[slice, int]]:
@@ -214,7 +213,8 @@ def _rows(head: Head, states: Tensor) -> Iterator[tuple[slice, int]]:
         count = max(1, -(-total * bytes_ // _ROOM))  # runs of nearly equal length
         yield from ((slice(n * total // count, (n + 1) * total // count), 0) for n in range(count))
         return
-    # Runs of the same few lengths in each step, whose products a GPU's library knows; the last one begins earlier.
+    # Runs of the same few lengths in each step, whose products a GPU's library knows: the last one begins earlier,
+    # unless it is the only one.
     quarter = max(1, _ROOM // bytes_ // 4)
     for start in range(0, max(1, total), 4 * quarter):
         stop = min(total, start + 4 * quarter)

@@ -214,7 +214,9 @@ def counted(*read: nn.Module) -> Iterator[Cost]:
         )
         mask = kwargs.get("attention_mask")
         cost.passes += 1
-        if mask is None or mask.dim() != 2:  # (B, ·) names padding; a packed row has a mask of another form, and none
+        if packing := kwargs.get("packing"):
+            cost.tokens += sum(packing.lengths)
+        elif mask is None or mask.dim() != 2:  # (B, ·) names padding
             cost.tokens += first.shape[:2].numel()
         else:
             cost.tokens += int(mask[:, -first.shape[1] :].sum())

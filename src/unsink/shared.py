@@ -48,6 +48,9 @@ class SharedRunner(Runner):
             found.values = {layer: sharded.reaching(found.states, values) for layer, values in found.values.items()}
         return found
 
+    def _can_pack(self) -> bool:
+        return all(processes.gather(super()._can_pack()))  # all have to know how wide each other's batches are
+
     def _skipping_is_exact(self, batch: Batch) -> bool:
         return all(processes.gather(super()._skipping_is_exact(batch)))
 

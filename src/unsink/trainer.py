@@ -144,7 +144,7 @@ def _step(
     optimizer.step()
     if step + 1 < schedule.steps:
         get_ready(step + 1)
-    # From here on a GPU is waited for. Where something is not finite, nor are the weights by now; nobody keeps them.
+    # From here on a GPU is waited for. Where something is not finite, nor may the weights be by now; nobody keeps them.
     row = processes.agreed({name: float(value.detach()) for name, value in found.items()})
     _require_finite(row, step + 1)
     _require_finite({"gradient": float(norm)}, step + 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -18,9 +19,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.models.llama import modeling_llama
 
+from unsink import elementwise, kept, losses, methods, models, packed, probe
 from unsink import folded as folded_module
-from unsink import kept, losses, methods, models, packed, probe
 from unsink.batches import Kind, Sample, collate
 from unsink.folded import folded
 from unsink.forward import Runner
@@ -265,8 +267,41 @@ def test_mapped_files_change_no_bit_and_are_found_again(
     assert all(torch.equal(p, fresh[name]) for name, p in policy.named_parameters() if ".run." not in name)
 
 
+class Kernels:
+    """What a GPU's kernels do, with what is theirs: they write over their inputs."""
+
+    @staticmethod
+    def swiglu_forward(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return gate, up, F.silu(gate) * up
+
+    @staticmethod
+    def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        share = gate.sigmoid()
+        of_gate = gradient * up * share * (1 + gate * (1 - share))
+        up.copy_(gradient * gate * share)
+        return gate.copy_(of_gate), up
+
+    class LigerRopeFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(cos, sin)
+            return Kernels.turned(query, cos, sin), Kernels.turned(key, cos, sin)
+
+        @staticmethod
+        def backward(ctx: Any, query: Tensor, key: Tensor) -> tuple[Tensor | None, ...]:
+            cos, sin = ctx.saved_tensors
+            return Kernels.turned(query, cos, -sin), Kernels.turned(key, cos, -sin), None, None
+
+    @staticmethod
+    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        found = modeling_llama.apply_rotary_pos_emb(x, x, cos, sin)[0]
+        x.detach().copy_(found)
+        return x.view_as(x)
+
+
+@pytest.mark.parametrize("kernels", [None, Kernels()], ids=["plain", "kernels"])
 def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
-    monkeypatch: pytest.MonkeyPatch,
+    kernels: Kernels | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folded_module, "_WORTH", 0)
     with torch.random.fork_rng():
@@ -285,6 +320,7 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
         assert (
             sum("forward" in vars(module) for module in model.modules()) == 4 * (7 + 1 + 2 + 1) + 1
         )  # MLP, norms, attention
+        monkeypatch.setattr(elementwise, "_kernels", lambda _: kernels)
         found = run()
     assert not all(map(torch.equal, found, before))  # another order of sums, or PEFT would have done it
     assert not any("forward" in vars(module) for module in model.modules())
