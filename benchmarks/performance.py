@@ -83,9 +83,13 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     (KEPT / "key").write_text(key)
     found: dict[str, Numbers] = {}
+    same: dict[str, Numbers] = {}  # where curves of growth meet, one measurement serves them all
     chosen = [part for part in parts(growth=True) if part[0] in options.only] or parts(options.growth)
     for name, function, fields, arguments in chosen:
         file = KEPT / f"{name.replace(' ', '-')}.json"
+        what = json.dumps([function, sorted({**common, **fields}.items()), arguments])
+        if not file.exists() and what in same:
+            file.write_text(json.dumps(same[what]), encoding="utf-8")
         if not file.exists():
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             text = _run(function, {**common, **fields}, arguments, options)
@@ -93,7 +97,7 @@ def main() -> int:
                 return 1
             file.with_suffix(".part").write_text(text, encoding="utf-8")
             file.with_suffix(".part").replace(file)
-        found[name] = json.loads(file.read_text(encoding="utf-8"))
+        found[name] = same[what] = json.loads(file.read_text(encoding="utf-8"))
     if options.only:
         print(json.dumps(found, indent=1, sort_keys=True))
         return 0
