@@ -173,11 +173,13 @@ def _growth(parts: Numbers) -> Iterator[str]:
     yield "| what grows | to | plain | ours | ratio | plain, peak | ours, peak | ratio |"
     yield "|---|---|---|---|---|---|---|---|"
     units = {"forget set": "passages", "sequence length": "passages in one", "batch": "of each kind", "model size": ""}
+    points = []
     for name, plain in parts.items():
-        if not name.startswith("growth") or not name.endswith("plain"):
-            continue
-        ours = parts[name.removesuffix("plain") + "ours"]
-        axis, _, size = name.removeprefix("growth ").removesuffix(" plain").rpartition(" ")
+        if name.startswith("growth") and name.endswith("plain"):
+            axis, _, size = name.removeprefix("growth ").removesuffix(" plain").rpartition(" ")
+            place = list(units).index(axis), float(size) if size.isdigit() else plain["seconds"]
+            points.append((place, axis, size, plain, parts[name.removesuffix("plain") + "ours"]))
+    for _, axis, size, plain, ours in sorted(points, key=lambda point: point[0]):
         times, less = plain["seconds"] / ours["seconds"], ours["peak_mib"] / plain["peak_mib"]
         yield (
             f"| {axis} | {size} {units[axis]} | {plain['seconds']:.2f} s | {ours['seconds']:.2f} s | {times:.1f} × "
