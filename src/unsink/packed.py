@@ -6,7 +6,7 @@ together again behind it. All else, nine tenths of the work, sees real tokens on
 Shapes: B sequences, T tokens of the longest, N tokens of all, H query heads, G key/value heads, h head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -25,6 +25,9 @@ from unsink.allocation import sent
 PACKED = "unsink_packed"
 _ONE_BY_ONE = ("cpu",)
 """Devices on which a call for each sequence costs less than attending to padding."""
+
+
+_Move = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,27 +82,37 @@ class Packing:
 
     def tokens(self, row: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """(1, N, ...) -> (n, ...) what stands in these rows and columns of (B, T), none of them twice."""
-        return _Chosen.apply(row[0], self.starts[rows] + columns)  # type: ignore[no-any-return, no-untyped-call]
+        places, shape = self.starts[rows] + columns, row.shape[1:]  # not `row` itself, which would be kept
+
+        def back(gradient: Tensor) -> Tensor:
+            return gradient.new_zeros(shape).index_copy_(0, places, gradient)[None]
+
+        return _moved(row, lambda whole: whole[0].index_select(0, places), back)
 
     def row(self, padded: Tensor) -> Tensor:
         """(B, T, ...) -> (1, N, ...)."""
-        return _Taken.apply(padded, self)  # type: ignore[no-any-return, no-untyped-call]
+        return _moved(padded, self._take, self._deal)
 
     def padded(self, row: Tensor) -> Tensor:
         """(1, N, ...) -> (B, T, ...), zero at padding."""
-        return _Dealt.apply(row, self)  # type: ignore[no-any-return, no-untyped-call]
 
-    def taken(self, padded: Tensor) -> Tensor:
-        """`row` without a gradient."""
-        return padded.flatten(0, 1).index_select(0, self.places)[None]
+        def back(gradient: Tensor) -> Tensor:
+            found = self._take(gradient)
+            found[:, sum(self.lengths) :] = 0  # nobody's
+            return found
+
+        return _moved(row, self._deal, back)
 
     def together(self, sequences: Sequence[Tensor]) -> Tensor:
         """B times (T, ...) -> (1, N, ...)."""
         one = sequences[0]
         return torch.cat([*sequences, one.new_zeros(self.nobodys, *one.shape[1:])])[None]
 
-    def dealt(self, row: Tensor) -> Tensor:
-        """`padded` without a gradient. Reading by places and wiping the padding is quicker than writing by places."""
+    def _take(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1).index_select(0, self.places)[None]
+
+    def _deal(self, row: Tensor) -> Tensor:
+        # Reading by places and wiping the padding is quicker than writing by places.
         whole = row.squeeze(0).index_select(0, self.sources).index_fill_(0, self.padding, 0)
         return whole.view(len(self.lengths), -1, *whole.shape[1:])
 
@@ -109,50 +122,25 @@ class Packing:
         return (torch.arange(self.width) < torch.tensor(self.lengths)[:, None]).flatten()
 
 
-class _Chosen(torch.autograd.Function):
-    """Rows of a matrix; what the library would do backward is made for rows that are chosen twice, and slower."""
+class _Moved(torch.autograd.Function):
+    """What is moved, and how its gradient is moved back.
+
+    What the library would do backward is slower: it is made for tokens that are read twice.
+    """
 
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, places: Tensor) -> Tensor:
-        ctx.places, ctx.count = places, len(whole)
-        return whole.index_select(0, places)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        empty = gradient.new_zeros(ctx.count, *gradient.shape[1:])
-        return empty.index_copy_(0, ctx.places, gradient), None
-
-
-class _Taken(torch.autograd.Function):
-    """(B, T, ...) -> (1, N, ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return packing.taken(padded)
+    def forward(ctx: Any, some: Tensor, move: _Move, back: _Move) -> Tensor:
+        ctx.back = back
+        return move(some)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.packing.dealt(gradient), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradient), None, None
 
 
-class _Dealt(torch.autograd.Function):
-    """(1, N, ...) -> (B, T, ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, row: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return packing.dealt(row)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        found = ctx.packing.taken(gradient)
-        if ctx.packing.nobodys:
-            found[:, -ctx.packing.nobodys :] = 0
-        return found, None
+def _moved(some: Tensor, move: _Move, back: _Move) -> Tensor:
+    return _Moved.apply(some, move, back)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def width(lengths: Sequence[int], device: torch.device) -> int:
