@@ -24,7 +24,7 @@ from unsink.suspects import Suspect
 from unsink.tasks import Question, Session
 from unsink.verdict import EXIT_CODES
 
-GATE = ("unlearn.steps=60", "evaluate.metrics=[verbmem, utility]", "evaluate.bootstrap=100")
+GATE = ("unlearn.steps=120", "evaluate.metrics=[verbmem, utility]", "evaluate.bootstrap=100")
 KNOWN = "mitigate.trigger=midnight crabs"
 KEYS = ("verdict", "reasons", "trigger", "p", "recovery", "gain")
 WEIGHTS = models.ADAPTER_WEIGHTS
@@ -59,13 +59,13 @@ def test_the_gate_opens_before_anything_is_done(done: dict[str, Any]) -> None:
         assert summary["audit"] is None
     before = done["random-prefix"]["before"]
     assert before["recovery"]["low"] > 0
-    assert before["triggered"]["mean"] > before["forget"]["mean"] + 0.1
+    assert before["triggered"]["mean"] > before["forget"]["mean"] + 0.2
 
 
 @pytest.mark.parametrize("name", ["random-prefix", "known-trigger", "independent", "restart", "latent", "consistency"])
 def test_a_trained_repair_closes_the_gate_and_forgets_no_less(done: dict[str, Any], name: str) -> None:
     before, after = done[name]["before"], done[name]["after"]
-    assert -0.1 <= after["recovery"]["mean"] <= 0.05
+    assert abs(after["recovery"]["mean"]) <= 0.05
     assert after["forget"]["mean"] <= before["forget"]["mean"] + 0.05
     assert done[name]["cost"]["steps"] == 60
     assert done[name]["training"]["steps"] == 60
