@@ -26,8 +26,8 @@ test: $(READY)  ## the whole test suite, on all cores
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; more than two hours on two cores
 	python docs/results/seeds.py 0 1 2
 
-bench: $(READY)  ## speed and memory against a plain implementation: the page docs/results/performance.md; 20 minutes
-	python benchmarks/performance.py
+bench: $(READY)  ## speed and memory against a plain implementation, and how they grow: docs/results/performance.md; more than an hour
+	python benchmarks/performance.py --growth
 
 docs: $(READY)  ## the reference pages and the picture of the README, from the code
 	python docs/reference/generate.py

@@ -40,8 +40,8 @@ class Schedule:
 
     Attributes:
         steps: optimiser steps.
-        lr: peak learning rate of AdamW.
-        warmup: steps of linear warm-up; afterwards the rate falls linearly to a tenth of its peak.
+        lr: learning rate of AdamW, which falls linearly over all steps to a tenth.
+        warmup: steps in which that is multiplied by 1/warmup, 2/warmup, … 1; so the largest stays below `lr`.
         weight_decay: AdamW weight decay.
         clip: largest gradient norm.
         checkpoint_every: steps between checkpoints, more where they would take over 2 % of the time; 0 = none.

@@ -30,7 +30,9 @@ def test_a_reference_page_is_what_the_code_says(name: str) -> None:
 
 def test_the_reference_has_every_parameter_with_its_comment() -> None:
     page = (DOCS / "reference" / "params.md").read_text()
-    assert "| `unlearn.lr` | `0.001` |  | number > 0 | AdamW, linear decay after warmup |" in page
+    assert (
+        "| `unlearn.lr` | `0.001` |  | number > 0 | AdamW, falls linearly to a tenth; warmup multiplies that |" in page
+    )
     assert "| `model.device` | `auto` | `auto` | `auto`, `cpu`, `cuda`, `mps` |" in page
 
 
