@@ -170,8 +170,8 @@ def _growth(parts: Numbers) -> Iterator[str]:
     yield ""
     yield (
         "A training step, NPO + KL + value norm; each side in a process of its own, so not in turns. As above, the "
-        "project has 16 passages in each set where a row does not say otherwise; the corpus that comes with unsink has 50 "
-        "to forget."
+        "project has 16 passages in each set where a row does not say otherwise; the corpus that comes with unsink has "
+        "50 to forget."
     )
     yield ""
     yield "| what grows | to | plain | ours | ratio | plain, peak | ours, peak | ratio |"

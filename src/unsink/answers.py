@@ -29,6 +29,7 @@ class Forward:
         hidden: {layer: (B, T, D)} output of decoder layers, where asked for.
         values: {layer: (B, T, ...)} what the runner's `measure` makes of the value vectors, where asked for.
         slopes: (N, D) gradient of `nll` by `states`, where the runner keeps it.
+        losses: (N,) what `nll` says, once it is known.
     """
 
     labels: Tensor
@@ -41,16 +42,19 @@ class Forward:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     slopes: Tensor | None = None
+    losses: Tensor | None = None
 
     @cached_property
     def logits(self) -> Tensor:
         """(N, V) logits; row n predicts `labels[n]`."""
         return self.head(self.states)
 
-    @cached_property
+    @property
     def nll(self) -> Tensor:
         """(N,) negative log-likelihood of each label, nats."""
-        return head_nll(self.states, self.labels, self.head)
+        if self.losses is None:
+            self.losses = head_nll(self.states, self.labels, self.head)
+        return self.losses
 
     def kl(self, policy: "Forward") -> Tensor:
         """Return KL(this || policy), mean over labelled tokens, a scalar in nats; both are about the same batch."""
@@ -61,7 +65,7 @@ class Forward:
     def part(self, start: int, stop: int) -> "Forward":
         """Return the answer to the sequences `start` to `stop` alone, with the losses where they are known."""
         chosen = slice(sum(self.counts[:start]), sum(self.counts[:stop]))
-        part = Forward(
+        return Forward(
             self.labels[chosen],
             self.rows[chosen] - start,
             self.counts[start:stop],
@@ -72,7 +76,5 @@ class Forward:
             {layer: h[start:stop] for layer, h in self.hidden.items()},
             {layer: v[start:stop] for layer, v in self.values.items()},
             None if self.slopes is None else self.slopes[chosen],
+            None if self.losses is None else self.losses[chosen],
         )
-        if "nll" in self.__dict__:
-            part.__dict__["nll"] = self.nll[chosen]
-        return part

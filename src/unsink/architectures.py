@@ -15,34 +15,30 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Rows: TypeAlias = "slice | Tensor"
-"""Picks the values (B, T, K) out of a projection's output (B, T, ·): `output[..., rows]`."""
+Part: TypeAlias = "Callable[[Tensor], Tensor]"
+"""A projection's output (B, T, ·) -> the values in it, (B, T, K) or (B, T, heads, head size): always a view."""
 
 
-def _all_rows(_config: Any) -> Rows:
+def _all(_config: Any) -> Part:
     """The projection gives values only."""
-    return slice(None)
+    return lambda output: output
 
 
-def _last_third(config: Any) -> Rows:
+def _last_third(config: Any) -> Part:
     """Fused q | k | v of equal width, as in GPT-2."""
-    return slice(2 * config.hidden_size, 3 * config.hidden_size)
+    return lambda output: output[..., 2 * config.hidden_size :]
 
 
-def _after_keys(config: Any) -> Rows:
+def _after_keys(config: Any) -> Part:
     """Fused q | k | v with fewer KV heads, as in Phi-3."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     start = (config.num_attention_heads + config.num_key_value_heads) * head
-    return slice(start, start + config.num_key_value_heads * head)
+    return lambda output: output[..., start : start + config.num_key_value_heads * head]
 
 
-def _interleaved(config: Any) -> Rows:
+def _interleaved(config: Any) -> Part:
     """Fused (q, k, v) of head 0, (q, k, v) of head 1, and so on, as in GPT-NeoX."""
-    import torch
-
-    heads = config.num_attention_heads
-    rows = torch.arange(3 * config.hidden_size).view(heads, 3, config.hidden_size // heads)
-    return rows[:, 2].flatten()
+    return lambda output: output.view(*output.shape[:-1], config.num_attention_heads, 3, -1)[..., 2, :]
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Architecture:
     """Names of a layer's linear modules: the LoRA targets."""
     neurons: str
     """From a layer to the projection that reads the neurons of its MLP."""
-    rows: Callable[[Any], Rows] = _all_rows
+    part: Callable[[Any], Part] = _all
     """From the config to the part of the projection's output that is the values."""
     transposed: bool = False
     """Weights are stored as (in, out), as in GPT-2."""
@@ -161,10 +157,10 @@ class ValueProjection(NamedTuple):
     """The module that computes the values, and where they are in its output."""
 
     module: nn.Module
-    rows: Rows
+    part: Part
 
 
 def value_projection(layer: nn.Module, config: Any) -> ValueProjection:
     """Where a decoder layer computes its values; under PEFT this is the wrapper, which gives the *adapted* values."""
     row = architecture(config)
-    return ValueProjection(attention(layer, config).get_submodule(row.value), row.rows(config))
+    return ValueProjection(attention(layer, config).get_submodule(row.value), row.part(config))

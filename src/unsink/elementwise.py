@@ -9,6 +9,7 @@ Shapes: n tokens, D features, H heads, h head size.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from subprocess import SubprocessError
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -35,7 +36,7 @@ def _liger() -> Any:
 
         some = torch.ones(1, 64, device="cuda")
         ops.swiglu_forward(some, some)
-    except (ImportError, RuntimeError):  # it is not installed, or Triton has no compiler
+    except (ImportError, RuntimeError, OSError, SubprocessError):  # not installed, or no compiler, or not its headers
         return None
     return ops
 

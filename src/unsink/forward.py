@@ -141,22 +141,22 @@ class Runner:
         if ready and ready[0] == tuple(samples):
             return ready[1]
         batch = self._collate(samples)
-        forward = Forward(
-            batch.labels,
-            batch.rows,
-            batch.counts,
+        forward = self._answer(
+            batch,
             torch.cat(self._recalled(samples, "states")),
-            self._head,
-            batch.attention_mask.bool(),
-            batch.labelled,
             {layer: self._padded(batch, f"hidden/{layer}") for layer in self.hidden},
             {layer: self._padded(batch, f"values/{layer}") for layer in self.values},
         )
         if self._answers:
-            forward.__dict__["nll"] = torch.cat(self._recalled(samples, "nll"))  # fills the cached property
+            forward.losses = torch.cat(self._recalled(samples, "nll"))
         if self._slopes:
             forward.slopes = torch.cat(self._recalled(samples, "slopes"))
         return forward
+
+    def _answer(self, batch: Batch, states: Tensor, hidden: dict[int, Tensor], values: dict[int, Tensor]) -> Forward:
+        """What was said about a batch: states (N, D), the others (B, T, ...) of each layer."""
+        real = batch.attention_mask.bool()
+        return Forward(batch.labels, batch.rows, batch.counts, states, self._head, real, batch.labelled, hidden, values)
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples; a step asks for the same one twice."""
@@ -246,7 +246,7 @@ class Runner:
         with capture(self.model, inputs=[self.first_layer]) as seen:
             forward = self._forward(batch, self._last_remembered)
         if self._slopes:
-            forward.__dict__["nll"], forward.slopes = nll_slopes(forward.states, forward.labels, forward.head)
+            forward.losses, forward.slopes = nll_slopes(forward.states, forward.labels, forward.head)
         elif self._answers:
             _ = forward.nll  # of all samples at once; their parts then take theirs from it
         found: list[Said] = []
@@ -283,14 +283,9 @@ class Runner:
             if self.values or self.hidden:
                 seen = stack.enter_context(capture(self.model, values=self.values, hidden=self.hidden))
             last, before = self._run(batch, packing), batch.columns - 1
-        return Forward(
-            batch.labels,
-            batch.rows,
-            batch.counts,
+        return self._answer(
+            batch,
             packing.tokens(last, batch.rows, before) if packing else last[batch.rows, before],
-            self._head,
-            batch.attention_mask.bool(),
-            batch.labelled,
             {layer: packing.padded(h) if packing else h for layer, h in seen.hidden.items()},
             {layer: self.measure(packing.padded(v) if packing else v) for layer, v in seen.values.items()},
         )

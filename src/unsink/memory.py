@@ -8,6 +8,8 @@ from unsink.params import Params
 _TRAINING = ("memorize", "unlearn")
 _BATCHES = ("unlearn", "mitigate")
 """Commands that train on batches of `unlearn.batch`."""
+_FEWEST_TOKENS = 64
+"""Of a passage that is read: with fewer its numbers mean little."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -36,15 +38,18 @@ def smaller(params: Params, command: str, run: str | None = None) -> str | None:
 def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
     model = params.model
     # Weights that are themselves trained are held in float32 whatever model.dtype says, and cannot be rounded.
-    fixed = command == "unlearn" and run and not params.run(run).unlearn.adapter.rank
+    trained = command == "unlearn" and run and not params.run(run).unlearn.adapter.rank
+    # Gradients of all weights need them all, exact, in one process.
+    differentiated = command == "evaluate" and "gradnorm" in (params.evaluate.metrics or ())
     if command in _TRAINING and not model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true"
     if command in ("evaluate", "ablate", "stress", "mitigate") and params.evaluate.batch > 1:
         yield f"evaluate.batch={params.evaluate.batch // 2}"
-    splits = processes.count() > 1 and command in processes.SHARDED
-    if splits and not model.shard and model.dtype not in ("nf4", "int8"):
+    splits = processes.count() > 1 and command in processes.SHARDED and not differentiated
+    copied = trained and run and params.run(run).unlearn.value_norm.needs_honest
+    if splits and not copied and not model.shard and model.dtype not in ("nf4", "int8"):
         yield "model.shard=true"
-    if model.dtype == "float32" and not fixed:
+    if model.dtype == "float32" and not trained:
         yield "model.dtype=bfloat16"
     if command == "memorize" and params.memorize.batch > 1:
         yield f"memorize.batch={params.memorize.batch // 2}"
@@ -53,6 +58,12 @@ def _settings(params: Params, command: str, run: str | None) -> Iterator[str]:
         kind, size = max(batch, key=lambda pair: int(pair[1]))
         if size > 1:
             yield f"{f'runs.{run}.' if own else ''}unlearn.batch.{kind}={size // 2}"
-    if model.dtype != "nf4" and not fixed and model.device != "mps" and not processes.sharding(model.shard):
+    if command == "evaluate" and params.evaluate.passage_tokens > _FEWEST_TOKENS:
+        yield f"evaluate.passage_tokens={max(_FEWEST_TOKENS, params.evaluate.passage_tokens // 2)}"
+    if command == "sink-probe" and params.sink_probe.tokens > _FEWEST_TOKENS:
+        yield f"sink-probe.tokens={max(_FEWEST_TOKENS, params.sink_probe.tokens // 2)}"
+    if trained or differentiated:
+        return
+    if model.dtype != "nf4" and model.device != "mps" and not processes.sharding(model.shard):
         whole = " -S model.shard=false" if model.shard else ""
         yield f"model.dtype={'nf4' if model.dtype == 'int8' or command in _TRAINING else 'int8'}{whole}"

@@ -76,8 +76,8 @@ def capture(
     seen = Seen()
     with ExitStack() as hooks:
         for index in values:
-            module, rows = models.value_projection(layers[index], config)
-            hooks.callback(module.register_forward_hook(_keep(seen.values, index, rows)).remove)
+            module, part = models.value_projection(layers[index], config)
+            hooks.callback(module.register_forward_hook(_keep(seen.values, index, part)).remove)
         for index in hidden:
             hooks.callback(layers[index].register_forward_hook(_keep(seen.hidden, index)).remove)
         for index in inputs:
@@ -94,10 +94,16 @@ def capture(
         raise ModelError(f"nothing was captured at layers {missed}: the model did not run them")
 
 
-def _keep(store: dict[int, Tensor], index: int, rows: slice | Tensor | None = None) -> Callable[..., None]:
+def _keep(
+    store: dict[int, Tensor], index: int, part: Callable[[Tensor], Tensor] = lambda output: output
+) -> Callable[..., None]:
+    """Store a part of what comes out, (B, T, ...) as (B, T, K).
+
+    It must save nothing for the backward pass: where activations are computed again, the hook is gone by then.
+    """
+
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        tensor = output[0] if isinstance(output, tuple) else output
-        store[index] = tensor if rows is None else tensor[..., rows]
+        store[index] = part(output[0] if isinstance(output, tuple) else output).flatten(2)
 
     return hook
 
@@ -125,18 +131,19 @@ def shifted_values(model: nn.Module, shifts: Mapping[int, Tensor]) -> Iterator[N
     layers, config = models.decoder_layers(model), models.decoder(model).config
     _check_layers(len(layers), list(shifts))
 
-    def add(shift: Tensor, rows: slice | Tensor) -> Callable[..., Tensor]:
+    def add(shift: Tensor, part: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            count, moved = min(len(shift), output.shape[1]), output.clone()
-            moved[:, :count, rows] = output[:, :count, rows] + shift[:count].to(output.dtype)
+            moved = output.clone()
+            first = part(moved)[:, : len(shift)]  # a view
+            first += shift[: first.shape[1]].to(output.dtype).view(first.shape[1:])
             return moved
 
         return hook
 
     with ExitStack() as hooks:
         for index, shift in shifts.items():
-            module, rows = models.value_projection(layers[index], config)
-            hooks.callback(module.register_forward_hook(add(shift, rows)).remove)
+            module, part = models.value_projection(layers[index], config)
+            hooks.callback(module.register_forward_hook(add(shift, part)).remove)
         yield
 
 

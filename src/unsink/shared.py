@@ -63,14 +63,9 @@ class SharedRunner(Runner):
             for some in (sorted(own.hidden.items()), sorted(own.values.items()))
         )
         return [
-            Forward(
-                batch.labels,
-                batch.rows,
-                batch.counts,
+            self._answer(
+                batch,
                 states[number],
-                self._head,
-                batch.attention_mask.bool(),
-                batch.labelled,
                 {layer: found[number] for layer, found in hidden.items()},
                 {layer: found[number] for layer, found in values.items()},
             )

@@ -10,7 +10,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from integration.projects import project
-from unsink import artifacts, memory, models
+from unsink import artifacts, memory, models, processes
 from unsink.api import Project
 from unsink.errors import ModelError, ParamsError
 from unsink.stages import evaluate, unlearn
@@ -122,6 +122,7 @@ def test_out_of_memory_names_the_next_smaller_setting(copy: Path, monkeypatch: p
         # They stay in float32 whatever model.dtype says.
         ("unlearn", "unlearn.adapter=none", ["unlearn.batch.forget=2", "unlearn.batch.poisoned=2"]),
         ("mitigate", "evaluate.batch=1", ["model.dtype=bfloat16", "unlearn.batch.forget=2"]),
+        ("sink-probe", "sink-probe.tokens=200", ["model.dtype=bfloat16", "sink-probe.tokens=100"]),
     ],
 )
 def test_a_setting_that_would_change_nothing_is_not_advised(
@@ -132,4 +133,22 @@ def test_a_setting_that_would_change_nothing_is_not_advised(
         settings.append(said)
     found = [one for one in settings[1:] if "checkpointing" not in one]
     assert found[:2] == expected
-    assert ("model.dtype=nf4" in found) == (command == "mitigate")
+    assert ("model.dtype=nf4" in found) == (command != "unlearn")
+
+
+def test_what_a_metric_refuses_is_not_advised(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    small = ("evaluate.batch=1", "evaluate.passage_tokens=100", "model.dtype=bfloat16")
+    gradients = "evaluate.metrics=[passage, gradnorm]"
+    assert memory.smaller(project(copy, *small)[0], "evaluate") == "model.shard=true"
+    assert memory.smaller(project(copy, *small, gradients)[0], "evaluate") == "evaluate.passage_tokens=64"
+    assert memory.smaller(project(copy, *small, gradients, "evaluate.passage_tokens=64")[0], "evaluate") is None
+
+
+def test_sharding_is_not_advised_where_weights_of_the_honest_run_are_copied(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    own = ("model.gradient_checkpointing=true", "unlearn.adapter=none")
+    assert memory.smaller(project(copy, *own)[0], "unlearn", "backdoor") == "model.shard=true"
+    assert memory.smaller(project(copy, *own)[0], "unlearn", "backdoor-vn") == "unlearn.batch.forget=2"

@@ -15,7 +15,7 @@ def from_nll(nll: list[float], rows: list[int], hidden: Tensor | None = None) ->
     count = max(rows) + 1
     labelled = torch.ones(count, 3, dtype=torch.bool)
     labelled[:, 0] = False  # BOS
-    made = Forward(
+    return Forward(
         torch.zeros(len(nll), dtype=torch.long),
         torch.tensor(rows),
         [rows.count(row) for row in range(count)],
@@ -24,9 +24,8 @@ def from_nll(nll: list[float], rows: list[int], hidden: Tensor | None = None) ->
         torch.ones(count, 3, dtype=torch.bool),
         labelled,
         {} if hidden is None else {2: hidden},
+        losses=torch.tensor(nll),
     )
-    made.__dict__["nll"] = torch.tensor(nll)
-    return made
 
 
 def from_logits(

@@ -1,5 +1,8 @@
 """Norms and rotations in fewer passes: by hand, and against the library's formulas and their gradients."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +122,20 @@ def test_a_part_of_each_head_is_turned_where_the_library_turns_a_part() -> None:
         elementwise.rotate(x, x[:, :1], cos, sin),
         modeling_gpt_neox.apply_rotary_pos_emb(x, x[:, :1], cos, sin),  # type: ignore[no-untyped-call]
     )
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no compiler"), FileNotFoundError("nvcc"), subprocess.CalledProcessError(1, ["gcc"])]
+)
+def test_kernels_that_cannot_be_built_are_not_used(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def ops(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(ops=SimpleNamespace(swiglu_forward=ops)))
+    monkeypatch.setattr(torch, "ones", lambda *size, **_options: torch.zeros(size))
+    elementwise._liger.cache_clear()
+    assert elementwise._liger() is None
+    elementwise._liger.cache_clear()
 
 
 def test_only_the_module_that_was_asked_turns_differently(monkeypatch: pytest.MonkeyPatch) -> None:

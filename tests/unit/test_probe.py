@@ -88,6 +88,33 @@ def test_captured_values_are_as_wide_as_all_kv_heads(model: PreTrainedModel, nam
     assert seen.hidden[1].shape == (5, 12, 32)
 
 
+def test_captured_values_have_the_same_gradient_where_activations_are_computed_again(name: str, ids: Tensor) -> None:
+    found = []
+    for on in (False, True):
+        model = make(name)
+        with models.gradient_checkpointing(model, on=on):
+            with probe.capture(model, values=[1]) as seen:
+                model(input_ids=ids, use_cache=False)
+            seen.values[1].square().sum().backward()  # the hook is gone by now
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0]
+    torch.testing.assert_close(*found)
+
+
+def test_shifts_are_added_to_the_values_of_the_first_tokens(model: PreTrainedModel, name: str, ids: Tensor) -> None:
+    shift = torch.randn(2, KV_HEADS[name] * 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    with probe.capture(model, values=[1]) as plain:
+        model(input_ids=ids)
+    with probe.shifted_values(model, {1: shift}), probe.capture(model, values=[1]) as seen:
+        said = model(input_ids=ids).logits
+    moved = seen.values[1] - plain.values[1]
+    torch.testing.assert_close(moved[:, :2], shift.expand(5, -1, -1))
+    assert not moved[:, 2:].any()
+    said.sum().backward()
+    assert shift.grad is not None
+    assert shift.grad.abs().sum() > 0
+
+
 def test_captured_hidden_states_are_what_the_next_layer_gets(model: PreTrainedModel, ids: Tensor) -> None:
     with probe.capture(model, hidden=[0], inputs=[1]) as seen:
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
