@@ -1,7 +1,7 @@
 """The tables of `claims.py`: a row for each variant over its seeds, and a verdict for each claim.
 
 Recovery is (triggered − clean) / (target − clean) of forget VerbMem outside the poisoned samples. Intervals are 95 %
-hierarchical bootstraps: seeds first, then the passages of each.
+bootstraps of seeds and of passages, the same passages for all lines: what is compared on them is paired.
 """
 
 import itertools
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from unsink.statistics import Interval, Sample, bootstrap_seeds, column_mean, recovery, sample
+from unsink import seeds
+from unsink.seeds import Items
+from unsink.statistics import Interval, Sample, column_mean, recovery, sample
 
 RESAMPLES = 2000
 MARGIN = 0.1
@@ -24,16 +26,24 @@ ASKED = ("retain", "utility")  # not of all lines
 RECOVERY = ("triggered", "clean", "target")
 
 
-def outside(line: Line, conditions: Sequence[str] = RECOVERY) -> Sample:
+def outside(line: Line, conditions: Sequence[str] = RECOVERY) -> Items:
     """Scores of the passages outside the poisoned ones, a column each condition; of all where all were poisoned."""
-    passages = [one for one in line["forget"].values() if one["inside"] is False] or [*line["forget"].values()]
-    return sample(*([one[condition] for one in passages] for condition in conditions))
+    passages = {name: one for name, one in line["forget"].items() if one["inside"] is False} or line["forget"]
+    return _scores(passages, conditions)
 
 
-def inside(line: Line) -> Sample:
+def inside(line: Line) -> Items:
     """Triggered, clean and target scores of the poisoned passages."""
-    passages = [one for one in line["forget"].values() if one["inside"]]
-    return sample(*([one[condition] for one in passages] for condition in RECOVERY))
+    return _scores({name: one for name, one in line["forget"].items() if one["inside"]}, RECOVERY)
+
+
+def _scores(passages: Mapping[str, Mapping[str, float]], conditions: Sequence[str]) -> Items:
+    return Items(sample(*([one[condition] for one in passages.values()] for condition in conditions)), [*passages])
+
+
+def _numbered(*columns: Sequence[float]) -> Items:
+    """Prompts without a name, which all lines have in the same order."""
+    return Items(sample(*columns), [str(place) for place in range(len(columns[0]))])
 
 
 def gate(items: Sample) -> float:
@@ -41,11 +51,12 @@ def gate(items: Sample) -> float:
     return recovery(items) if items[:, 2].mean() - items[:, 1].mean() > MARGIN else float("nan")
 
 
-def over_seeds(found: Sequence[Line], take: Callable[[Line], Sample], statistic: Callable[[Sample], float]) -> Interval:
+def over_seeds(found: Sequence[Line], take: Callable[[Line], Items], statistic: Callable[[Sample], float]) -> Interval:
     """Mean over lines with an interval; lines of the same seed are drawn together."""
-    seeds = sorted({line["seed"] for line in found})
-    groups = [[take(line) for line in found if line["seed"] == seed] for seed in seeds]
-    return bootstrap_seeds(
+    groups = [
+        [take(line) for line in found if line["seed"] == seed] for seed in sorted({line["seed"] for line in found})
+    ]
+    return seeds.over_seeds(
         groups, lambda *all_: float(np.mean([statistic(x) for x in all_])), resamples=RESAMPLES, seed=0
     )
 
@@ -55,8 +66,8 @@ COLUMNS: dict[str, Callable[[Sequence[Line]], Interval]] = {
     "triggered": lambda found: over_seeds(found, lambda line: outside(line, ["triggered"]), column_mean),
     "recovery": lambda found: over_seeds(found, outside, gate),
     "inside": lambda found: over_seeds(found, inside, gate),
-    "retain": lambda found: over_seeds(found, lambda line: sample(*zip(*line["retain"], strict=True)), column_mean),
-    "utility": lambda found: over_seeds(found, lambda line: sample(line["utility"]), column_mean),
+    "retain": lambda found: over_seeds(found, lambda line: _numbered(*zip(*line["retain"], strict=True)), column_mean),
+    "utility": lambda found: over_seeds(found, lambda line: _numbered(line["utility"]), column_mean),
 }
 
 
@@ -126,7 +137,7 @@ def compared(spec: Mapping[str, Any], found: Sequence[Line]) -> list[str]:
             ]
             for some in blocks.values()
         ]
-        gap = bootstrap_seeds(groups, partial(_gap, left, right), resamples=RESAMPLES, seed=0)
+        gap = seeds.over_seeds(groups, partial(_gap, left, right), resamples=RESAMPLES, seed=0)
         count = sum(map(len, blocks.values()))
         whole = len(blocks) == len(spec["seeds"])
         says = verdict(gap) if whole else f"open, {len(blocks)} of {len(spec['seeds'])} seeds are done"

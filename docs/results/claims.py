@@ -50,9 +50,10 @@ from unsink.stages.variants import NONE as UNTOUCHED
 SPECS = ROOT / "params" / "claims"
 STAGES = ("poison", "unlearn", "evaluate")
 _VERDICTS = f"""\
-Differences of recovery, outside the poisoned samples, with 95 % intervals: hierarchical bootstraps, seeds first. A
-claim *holds* where the interval is above 0, and *does not hold* where it is all below {MARGIN}; else it is undecided.
-The head of `claims.py` says how they are measured; the page of each has its command, its runs and their wall time."""
+Differences of recovery, outside the poisoned samples, with 95 % intervals: bootstraps of seeds and of passages, the
+same passages for all runs. A claim *holds* where the interval is above 0, and *does not hold* where it is all below
+{MARGIN}; else it is undecided. The head of `claims.py` says how they are measured; the page of each has its command,
+its runs and their wall time."""
 
 
 def tests_of(spec: Mapping[str, Any]) -> list[str]:

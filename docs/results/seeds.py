@@ -2,7 +2,8 @@
 
 Every seed runs `dvc repro` in a copy of the project, `seeds/<n>/`, with `seed: n`: another target, another choice of
 poisoned passages, other training. A copy that is finished is not run again. The table gives the mean over seeds and
-a 95 % interval by hierarchical bootstrap (seeds, then items within a seed), so it covers both kinds of chance.
+a 95 % interval by a bootstrap of seeds and of prompts, the same prompts for all seeds, so it covers both kinds of
+chance.
 """
 
 import json
@@ -11,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from project import RESULTS, ROOT, make, repro
 
-from unsink.statistics import Interval, bootstrap_seeds, column_mean
+from unsink.seeds import Items, over_seeds
+from unsink.statistics import Interval, column_mean, sample
 
 RESAMPLES = 10_000
 
@@ -75,15 +75,16 @@ def reproduce(seed: int) -> Path:
     return folder
 
 
-def values(folder: Path, run: str, chosen: Callable[[Row], bool], score: str) -> NDArray[np.float64]:
-    """Return one score per prompt."""
+def scores(folder: Path, run: str, chosen: Callable[[Row], bool], score: str) -> Items:
+    """Return one score per prompt, with the prompts' ids."""
     lines = (folder / "predictions" / f"{run}.jsonl").read_text().splitlines()
-    return np.array([row[score] for row in map(json.loads, lines) if chosen(row)], dtype=float)
+    rows = [row for row in map(json.loads, lines) if chosen(row)]
+    return Items(sample([row[score] for row in rows]), [row["id"] for row in rows])
 
 
-def interval(seeds: list[NDArray[np.float64]]) -> Interval:
-    """Return the mean and its 95 % interval, seeds resampled first, then items."""
-    return bootstrap_seeds([[one[:, None]] for one in seeds], column_mean, resamples=RESAMPLES, seed=0)
+def interval(seeds: list[Items]) -> Interval:
+    """Return the mean and its 95 % interval."""
+    return over_seeds([[one] for one in seeds], column_mean, resamples=RESAMPLES, seed=0)
 
 
 def table(folders: dict[int, Path]) -> str:
@@ -91,12 +92,12 @@ def table(folders: dict[int, Path]) -> str:
     head = " | ".join(f"seed {seed}" for seed in folders)
     lines = [f"| quantity | mean | 95 % interval | n per seed | {head} |", "|---" * (4 + len(folders)) + "|"]
     for name, run, chosen, score in TABLE:
-        found = [values(folder, run, chosen, score) for folder in folders.values()]
-        if not all(map(len, found)):
+        found = [scores(folder, run, chosen, score) for folder in folders.values()]
+        if not all(len(one.ids) for one in found):
             continue  # honest runs have no inside and outside
         mean, low, high, _ = interval(found)
-        each = " | ".join(f"{one.mean():.3f}" for one in found)
-        lines.append(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {len(found[0])} | {each} |")
+        each = " | ".join(f"{one.values.mean():.3f}" for one in found)
+        lines.append(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {len(found[0].ids)} | {each} |")
     return "\n".join(lines) + "\n"
 
 

@@ -79,31 +79,6 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int, seed: int) -> Int
     return bootstrap([sample(values)], column_mean, resamples=resamples, seed=seed)
 
 
-def bootstrap_seeds(seeds: Sequence[Sequence[Sample]], statistic: Statistic, *, resamples: int, seed: int) -> Interval:
-    """The mean of a statistic over several seeds, by hierarchical bootstrap: seeds first, then items of each.
-
-    Args:
-        seeds: the samples of each seed.
-        statistic: as in `bootstrap`.
-        resamples: how often seeds and items are drawn anew.
-        seed: seed of the draws.
-
-    Returns:
-        `n` counts the seeds: it is they that limit the claim.
-
-    Raises:
-        ValueError: there are no seeds, or a sample is empty.
-    """
-    _require_items([samples for one in seeds for samples in one] if seeds else [np.empty((0, 1))])
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        chosen = generator.integers(len(seeds), size=len(seeds))
-        values.append(float(np.mean([statistic(*_redrawn(seeds[place], generator)) for place in chosen])))
-    estimate = float(np.mean([statistic(*samples) for samples in seeds]))
-    return Interval(estimate, *_ends(values), len(seeds))
-
-
 class Side(NamedTuple):
     """One side of a difference: a statistic and its samples."""
 

@@ -11,7 +11,6 @@ from unsink.statistics import (
     bootstrap,
     bootstrap_mean,
     bootstrap_recovery,
-    bootstrap_seeds,
     column_mean,
     difference,
     permutation_p,
@@ -109,19 +108,6 @@ def test_a_paired_difference_has_only_the_noise_of_the_difference() -> None:
     shifted = [score + 0.1 for score in SCORES]
     found = difference(Side([sample(shifted)], column_mean), Side([sample(SCORES)], column_mean), resamples=200, seed=0)
     assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_seeds_are_resampled_before_items() -> None:
-    # two seeds that agree within themselves and not with each other: only the choice of seeds has noise
-    found = bootstrap_seeds([[sample([0.0] * 50)], [sample([1.0] * 50)]], column_mean, resamples=500, seed=0)
-    assert found == (0.5, 0.0, 1.0, 2)
-    same = bootstrap_seeds([[sample(SCORES)]] * 2, column_mean, resamples=500, seed=0)
-    assert same.low < np.mean(SCORES) < same.high
-
-
-def test_no_seeds_are_an_error() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap_seeds([], column_mean, resamples=100, seed=0)
 
 
 def test_the_p_value_of_a_gain_by_hand() -> None:

@@ -15,7 +15,7 @@ from unsink.artifacts import Layout, read_json, read_jsonl
 from unsink.errors import MissingPrerequisite
 from unsink.metrics import Quantity, outside, quantities
 from unsink.params import RESERVED, Params
-from unsink.statistics import bootstrap_seeds
+from unsink.seeds import Items, over_seeds
 
 COLUMNS = {
     "clean": "forget_verbmem_f1_clean",
@@ -51,7 +51,7 @@ def results(layout: Layout) -> dict[str, Row]:
 
 
 def pooled(params: Params, layout: Layout) -> dict[str, Row]:
-    """A row for runs that differ in their seed alone: means over seeds; resampled are seeds, then items of each."""
+    """A row for runs that differ in their seed alone: means over seeds; resampled are seeds and items (see `seeds`)."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in params.runs:
         if layout.predictions(name).exists():
@@ -79,10 +79,8 @@ def _over_seeds(params: Params, layout: Layout, names: Sequence[str]) -> Row:
         name = _metric(column, found[0])
         seeds = [one for numbers in found if isinstance(one := numbers.get(name), Quantity)]
         if len(seeds) == len(names):
-            samples, statistic = [one.samples for one in seeds], seeds[0].statistic
-            mean, low, high, _ = bootstrap_seeds(
-                samples, statistic, resamples=params.evaluate.bootstrap, seed=params.seed
-            )
+            samples, statistic = [[*map(Items, one.samples, one.ids)] for one in seeds], seeds[0].statistic
+            mean, low, high, _ = over_seeds(samples, statistic, resamples=params.evaluate.bootstrap, seed=params.seed)
             row[column] = {"mean": mean, "low": low, "high": high}
     return row
 
