@@ -149,11 +149,21 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
     Per layer there are too few key/value heads to correlate (3 on a small model with grouped queries). NaN where all
     norms of a model are equal.
     """
-    x, y = (norms.flatten(0, 1) - norms.flatten(0, 1).mean(dim=0) for norms in (one, other))  # (L x G, T)
+    pooled = [norms.flatten(0, 1) for norms in (one, other)]  # (L x G, T)
+    x, y = (norms - norms.mean(dim=0) for norms in pooled)
     correlation: Tensor = (x * y).sum(dim=0) / (x.norm(dim=0) * y.norm(dim=0))
-    return correlation
+    vary = [norms.amax(dim=0) > norms.amin(dim=0) for norms in pooled]  # a rounded mean of equal norms is none of them
+    return correlation.where(vary[0] & vary[1], torch.nan)
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:
-    """The same of ranks: unlike `pearson` it is not carried by a few layers with large norms."""
-    return pearson(*(norms.flatten(0, 1).argsort(dim=0).argsort(dim=0).double()[:, None] for norms in (one, other)))
+    """The same of ranks, ties at their mean: unlike `pearson` it is not carried by a few layers with large norms."""
+    return pearson(_ranks(one), _ranks(other))
+
+
+def _ranks(norms: Tensor) -> Tensor:
+    """Rank of each norm at its position, over layers and heads pooled: (L, G, T) -> (L x G, 1, T)."""
+    columns = norms.flatten(0, 1).T.contiguous()
+    ordered = columns.sort(dim=-1).values
+    smaller, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    return ((smaller + up_to).double() / 2).T[:, None]

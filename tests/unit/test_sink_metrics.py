@@ -1,5 +1,7 @@
 """Formulas on attention maps and value norms against numbers worked out by hand (case G of the design notes)."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy import stats
@@ -100,5 +102,18 @@ def test_correlations_are_those_of_scipy_over_layers_and_heads() -> None:
         assert metrics.spearman(one, other)[position].item() == pytest.approx(stats.spearmanr(x, y).statistic)
 
 
-def test_norms_that_do_not_vary_have_no_correlation() -> None:
-    assert metrics.pearson(torch.ones(2, 2, 1), torch.rand(2, 2, 1)).isnan().all()
+def test_equal_norms_share_a_rank() -> None:
+    # ranks 2 2 2 4 5 6 and 3 2 1 4 5 6
+    one, other = (torch.tensor(norms).view(3, 2, 1) for norms in ([1.0, 1, 1, 2, 3, 4], [3.0, 2, 1, 4, 5, 6]))
+    assert metrics.spearman(one, other).item() == pytest.approx(0.941, abs=0.0005)
+
+
+@pytest.mark.parametrize("correlation", [metrics.pearson, metrics.spearman])
+@pytest.mark.parametrize("norm", [1.0, 0.1])  # .1: a mean that is rounded
+def test_norms_that_do_not_vary_have_no_correlation(
+    correlation: Callable[[Tensor, Tensor], Tensor], norm: float
+) -> None:
+    same, others = torch.full((6, 2, 1), norm), torch.rand(6, 2, 1, generator=torch.Generator().manual_seed(0))
+    assert correlation(same, others).isnan().all()
+    assert correlation(others, same).isnan().all()
+    assert correlation(same, same).isnan().all()
