@@ -202,6 +202,8 @@ def test_privleak_says_why_it_is_undefined() -> None:
     told_apart = [passage("forget", "f1", 0.1), passage("forget", "f2", 0.2), *PASSAGES[2:]]
     assert "which is 0" in reasons(PASSAGES, Others(retrained=told_apart))["privleak_clean"]
     assert "other passages" in reasons(PASSAGES, Others(retrained=PASSAGES[:3]))["privleak_clean"]
+    cut = [{**PASSAGES[0], "reference": "f"}, *PASSAGES[1:]]  # the same ids, another evaluate.passage_tokens
+    assert "other passages" in reasons(PASSAGES, Others(retrained=cut))["privleak_clean"]
 
 
 def test_the_reference_attack_subtracts_the_bases_loss() -> None:

@@ -315,12 +315,10 @@ def _privleak(
     ours = [sample([row["mia"]["min_k"] for row in side]) for side in (members, holdout)]
     if isinstance(retrained, float):
         return Quantity(tuple(ours), lambda f, h: privleak(_auc(f, h), retrained), ids)
-    answers = {
-        (row["set"], row["id"]): row for row in retrained if (row["task"], row["condition"]) == ("passage", condition)
-    }
-    if not all((row["set"], row["id"]) in answers for row in (*members, *holdout)):
+    answers = {_read(row): row for row in retrained if (row["task"], row["condition"]) == ("passage", condition)}
+    if not all(_read(row) in answers for row in (*members, *holdout)):
         return "the retrained model was asked other passages"
-    theirs = [sample([answers[row["set"], row["id"]]["mia"]["min_k"] for row in side]) for side in (members, holdout)]
+    theirs = [sample([answers[_read(row)]["mia"]["min_k"] for row in side]) for side in (members, holdout)]
     if _auc(*theirs) == 1:
         return "PrivLeak divides by the retrained model's AUC, which is 0"
     return Quantity(tuple(np.hstack(pair) for pair in zip(ours, theirs)), _privleak_of_two, ids)
