@@ -421,6 +421,16 @@ def test_passages_under_every_condition(layout: Layout) -> None:
         assert (row["reference"], row["tokens"]) == (plain[row["id"]]["reference"], plain[row["id"]]["tokens"])
 
 
+def test_the_only_token_of_a_text_counts_in_every_dialect(layout: Layout) -> None:
+    path = layout.fetched / "holdout.jsonl"
+    first, *rest = artifacts.read_jsonl(path)
+    artifacts.write_jsonl(path, [{**first, "text": "ab", "prompt": "a", "question": "a"}, *rest])
+    rows, _ = run(layout, "clean", metrics=["passage", "gradnorm"], dialect="open-unlearning")
+    [row] = [one for one in rows if one["id"] == first["id"]]
+    assert (row["tokens"], row["reference"]) == (1, "b")
+    assert row["mia"]["min_k"] == pytest.approx(row["nll"], abs=1e-6)
+
+
 def test_the_reference_attack_and_recovery_follow_the_base_and_the_target(layout: Layout) -> None:
     _, before = run(layout, "backdoor")
     assert "mia_reference_auc_clean" not in before

@@ -21,6 +21,7 @@ class Dialect:
         verbmem_compared: most tokens of the true continuation. MUSE counts BOS as one of its 128.
         last_token: the last token of a passage counts in Min-K, gradient norm, extraction strength and exact
             memorisation. open-unlearning drops it, meaning to skip EOS; of an answer it is EOS, which nobody has here.
+            The only token of a text counts anyway.
         strength_floor: extraction strength is never below 1/n.
         auc_of_members: an AUC is the chance that *forget* looks more like a member (1: memorised); else that holdout
             does (0: memorised).

@@ -66,7 +66,7 @@ def _row(asked: Asked[Reading], scores: TokenScores, settings: Settings) -> Row:
 
 
 def _counted(asked: Asked[Reading], tokens: Sequence[T], settings: Settings) -> Sequence[T]:
-    """The tokens that count; open-unlearning leaves out the last one, which of an answer is the EOS behind it."""
+    """The tokens that count; open-unlearning leaves out the last of several, meaning the EOS of an answer."""
     record = asked.record
     whole = record.get("prompt") and not record.get("question")  # an answer that ends without EOS
-    return tokens if settings.dialect.last_token or whole else tokens[:-1]
+    return tokens if settings.dialect.last_token or whole or len(tokens) == 1 else tokens[:-1]
