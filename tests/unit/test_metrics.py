@@ -128,6 +128,17 @@ def reasons(rows: list[dict[str, Any]], others: Others) -> dict[str, str]:
     return measure(rows, others, resamples=200, seed=0).undefined
 
 
+@pytest.mark.parametrize(
+    ("other", "reason"), [(True, "every forget sample was poisoned"), (None, "of the others it is not known")]
+)
+def test_a_missing_gain_says_what_is_known_of_the_poison(other: bool | None, reason: str) -> None:
+    each = (("a", True), ("b", other))
+    rows = [row(id, condition, 0.5, inside) for id, inside in each for condition in ("clean", "triggered")]
+    found = measure(rows, Others(), resamples=200, seed=0)
+    assert reason in found.undefined["forget_verbmem_f1_gain_inside"]
+    assert not [name for name in found.numbers if "gain" in name]
+
+
 def test_a_missing_recovery_has_a_reason() -> None:
     rows = [row("a", "clean", 1.0), row("a", "triggered", 1.0)]
     name = "forget_verbmem_f1_recovery"

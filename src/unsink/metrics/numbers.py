@@ -249,11 +249,18 @@ def _gains(groups: Groups, target: Mapping[tuple[str, ...], Row]) -> Iterator[En
             gain = sample([row[score] - clean[score] for row, clean in zip(chosen, before)])
             gained = f"{name.format('gain')}{part}"
             if part == "_inside":
-                yield gained, "every forget sample was poisoned, and what comes back there may be learnt by heart"
+                yield gained, f"{_poisoned(members)}, and what comes back there may be learnt by heart"
                 continue
             yield gained, Quantity((gain,), column_mean, (_ids(chosen),), permuted=True)
             if score not in NOT_RECOVERED:
                 yield f"{name.format('recovery')}{part}", _recovery(score, chosen, before, target)
+
+
+def _poisoned(rows: Sequence[Row]) -> str:
+    """Why no sample can be told to be outside the poisoned ones."""
+    if all(row["inside"] for row in rows):
+        return "every forget sample was poisoned"
+    return "some forget samples were poisoned, of the others it is not known"
 
 
 def _recovery(
