@@ -326,9 +326,11 @@ class Evaluate(Section):
     @field_validator("near_misses")
     @classmethod
     def _own_names(cls, named: dict[str, NearMiss]) -> dict[str, NearMiss]:
-        taken = {*get_args(Condition), "gain", "recovery"} & named.keys()  # names of other numbers
-        if taken:
-            raise ValueError(f"another name is expected than {', '.join(sorted(taken))}")
+        # what other numbers end in, see metrics/numbers.py
+        ends = {*get_args(Condition), "gain", "recovery", "inside", "outside", "low", "high", "n", "p"}
+        if taken := ends & named.keys():
+            other = f"other numbers end in {', '.join(sorted(ends))}"
+            raise ValueError(f"another name is expected than {', '.join(sorted(taken))}: {other}")
         return named
 
     @field_validator("retrained", mode="before")

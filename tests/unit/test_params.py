@@ -190,6 +190,10 @@ def test_an_adapter_may_be_none_for_all_runs_or_for_one():
         ("evaluate.conditions={passage: [clear]}", "evaluate.conditions.passage.0: should be 'clean', 'triggered' or"),
         ("evaluate.near_misses={a: {}}", "a near miss has another trigger, another placement, or both"),
         ("evaluate.near_misses={wrong: {trigger: x}}", "evaluate.near_misses: another name is expected than wrong"),
+        *(
+            (f"evaluate.near_misses={{{end}: {{trigger: x}}}}", f"another name is expected than {end}")
+            for end in ("gain", "recovery", "inside", "outside", "low", "high", "n", "p")
+        ),
         ("evaluate.near_misses={a: {placement: sink}}", "unknown placement 'sink'"),
         (
             "evaluate.retrained=0",
