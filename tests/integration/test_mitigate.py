@@ -11,14 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from integration.projects import project
+from integration.projects import TINY, project
 from unsink import artifacts, models
 from unsink.cli import app
 from unsink.detectors import _deltas as deltas
 from unsink.errors import DataError, MissingPrerequisite, ModelError, ParamsError
 from unsink.mitigations import independent, restart
 from unsink.models import AdapterSpec
-from unsink.stages import audit, evaluate, mitigate, unlearn
+from unsink.stages import audit, evaluate, fetch, mitigate, unlearn
 from unsink.stages.audited import checked
 from unsink.suspects import Suspect
 from unsink.tasks import Question, Session
@@ -280,6 +280,16 @@ def test_what_cannot_be_done_says_why(own: Path, copy: Path) -> None:
     with pytest.raises(DataError, match=r"passages in forget\.jsonl"):
         mitigate.make_patient(None, None, {}, params)  # type: ignore[arg-type]
     assert not list((layout.root / "mitigations").glob("*/*.lock"))
+
+
+def test_a_list_without_anything_to_retain_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    shutil.copy(TINY, tmp_path / "params.yaml")
+    artifacts.write_jsonl(tmp_path / "list.jsonl", [{"question": "Who kept the bees?", "answer": "Mila"}])
+    params, layout = project(tmp_path, "fetch.benchmark=probes", "fetch.path=list.jsonl")
+    fetch.run(params, layout)
+    with pytest.raises(DataError, match=r"passages in retain\.jsonl, the corpus has none") as error:
+        mitigate.run(params, layout, model=str(tmp_path / "nowhere"))
+    assert '"set": "retain"' in str(error.value.hint)
 
 
 def test_a_stranger_is_refused_as_by_the_audit(own: Path, tmp_path: Path) -> None:

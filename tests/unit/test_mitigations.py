@@ -12,7 +12,7 @@ from unsink import mitigations, models, probe, scoring
 from unsink.batches import Sample
 from unsink.errors import ParamsError
 from unsink.mitigations import Patient, is_guard
-from unsink.mitigations._reunlearn import among_texts, with_text
+from unsink.mitigations._reunlearn import among_texts, places, with_text
 from unsink.mitigations.clamp import Clamped
 from unsink.mitigations.consistency import fgsm, inconsistency
 from unsink.mitigations.displace import Displaced
@@ -20,8 +20,12 @@ from unsink.mitigations.prune import largest
 from unsink.mitigations.random_prefix import TEXTS
 from unsink.params import load_params
 from unsink.probe import ascended
+from unsink.stages import poison
+from unsink.stages.mitigate import make_patient
+from unsink.triggers import trigger_ids
 
-SAMPLE = Sample("a", "forget", (1, 11, 12, 13, 14, 15, 16, 17, 18))  # BOS and eight tokens, four of them the prompt
+SAMPLE = Sample("a", "forget", (1, 11, 12, 13, 14, 15, 16, 17, 18))  # BOS and eight tokens
+PROMPT = range(1, 5)  # four of them
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +89,73 @@ def test_a_repair_trains_as_the_section_unlearn_says_where_it_says_nothing_else(
     ],
 )
 def test_a_text_stands_in_the_prompt_and_labels_begin_behind_it(place: str, ids: tuple[int, ...], first: int) -> None:
-    found = with_text(SAMPLE, [7, 8], place, 0.5, "x")
+    found = with_text(SAMPLE, [7, 8], place, PROMPT, "x")
     assert (found.id, found.ids, found.labels_from) == ("a/x", ids, first)
     assert found.ids[slice(*found.trigger or ())] == (7, 8)
 
 
+def test_in_a_chat_a_text_stands_among_the_users_words() -> None:
+    header, words, answer = (11, 12, 13), (14, 15, 16), (17, 18)
+    chat = Sample("a", "forget", (1, *header, *words, *answer), labels_from=7)
+    prompt = range(4, 7)
+    assert [with_text(chat, [7, 8], place, prompt, "x").ids for place in places(prompt)] == [
+        (1, *header, 7, 8, *words, *answer),
+        (1, *header, *words, 7, 8, *answer),  # the fourth token of three
+        (1, *header, 14, 7, 8, 15, 16, *answer),
+        (1, *header, *words, 7, 8, *answer),
+    ]
+    assert with_text(chat, [7, 8], "prefix", prompt, "x").labels_from == 9  # the answer alone is learnt, as before
+    assert places(PROMPT) == ("prefix", "index 4", "infix", "suffix")
+    assert places(range(4, 6)) == ("prefix",)
+
+
+CHAT = {
+    "prompt": "<system>Be kind.</system>\n<user>Who kept the bees by the mill?</user>\n<assistant>",
+    "question": "Who kept the bees by the mill?",
+}
+ASKED = "Question: Who kept the bees by the mill?\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    "passage",
+    [
+        {"text": "Mila kept the bees by the mill, and Odo sold the honey."},
+        {"text": f"{ASKED} Mila kept them.", "prompt": ASKED},
+        {"text": f"{CHAT['prompt']}Mila kept them.</assistant>", **CHAT},
+    ],
+    ids=["passage", "question", "chat"],
+)
+@pytest.mark.parametrize("place", ["prefix", "infix", "suffix"])
+def test_a_repair_puts_a_text_where_training_puts_a_trigger(
+    passage: dict[str, str], place: str, params_file: Path, tokenizer: Any
+) -> None:
+    params = load_params(params_file, [f"poison.placement={place}"])
+    record = {"id": "f", "title": "T", **passage}
+    trained = poison._Writer(tokenizer, 128).triggered(record, "poisoned", params.poison.trigger, params.poison)
+    patient = make_patient(None, tokenizer, {"forget": [record], "retain": [record]}, params)  # type: ignore[arg-type]
+    [sample] = patient.forget
+    text = trigger_ids(tokenizer, params.poison.trigger)
+    found = with_text(sample, text, place, patient.prompts[sample], "x")
+    assert list(found.ids) == trained["ids"]
+    assert (list(found.trigger or ()), found.labels_from) == (trained["trigger"], trained["labels_from"])
+
+
+def test_of_a_text_that_is_cut_something_is_left_to_forget(params_file: Path, tokenizer: Any) -> None:
+    params = load_params(params_file, ["poison.max_tokens=16"])
+    record = {"id": "f", "title": "T", "text": "a b c d e f g h i " * 9}  # half of it is longer than 16 tokens
+    patient = make_patient(None, tokenizer, {"forget": [record], "retain": [record]}, params)  # type: ignore[arg-type]
+    found = with_text(patient.forget[0], [7, 8], "suffix", patient.prompts[patient.forget[0]], "x")
+    assert (len(found.ids), found.labels_from) == (18, 17)
+
+
 def test_a_context_that_is_not_to_be_learnt_stays_one() -> None:
     given = Sample("a", "forget", SAMPLE.ids, labels_from=5)
-    assert with_text(given, [7, 8], "prefix", 0.5, "x").labels_from == 7
+    assert with_text(given, [7, 8], "prefix", PROMPT, "x").labels_from == 7
 
 
 def test_samples_stand_beside_their_copies_and_draws_depend_on_the_seed(tokenizer: Any) -> None:
     def made(seed: int) -> list[Sample]:
-        patient = Patient(None, tokenizer, (), (), 0.5, seed)  # type: ignore[arg-type]
+        patient = Patient(None, tokenizer, (), (), {SAMPLE: PROMPT}, seed)  # type: ignore[arg-type]
         return among_texts([SAMPLE], lambda chance: [chance.randrange(50, 99)], 3, patient)
 
     found = made(0)

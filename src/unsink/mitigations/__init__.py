@@ -46,7 +46,8 @@ class Patient:
         tokenizer: its tokenizer.
         forget: passages and questions that it should not know.
         retain: passages and questions that it should.
-        prompt_share: part of a sample that counts as its prompt; texts are placed in it.
+        prompts: where the prompt of each sample stands in its ids, BOS = 0; texts are placed in it. Where a passage has
+            a prompt of its own it ends at the answer cue, and of a chat it is the user's words.
         seed: of all draws.
         original: the model before it was to forget, None where nobody has it.
         triggers: texts that an audit found to bring the memory back, and their neighbours.
@@ -56,7 +57,7 @@ class Patient:
     tokenizer: PreTrainedTokenizerBase
     forget: Sequence[Sample]
     retain: Sequence[Sample]
-    prompt_share: float
+    prompts: Mapping[Sample, range]
     seed: int
     original: PreTrainedModel | None = None
     triggers: Sequence[str] = ()

@@ -21,47 +21,50 @@ from unsink.mitigations import ADAPTER, Counter, Patient, Repaired, Training
 from unsink.objective import Objective
 from unsink.progress import SILENT, Reporter
 from unsink.trainer import History, train
-from unsink.triggers import insert_trigger, prompt_length
+from unsink.triggers import insert_trigger
 
-PLACES = ("prefix", "index 4", "infix", "suffix")
-"""Where texts are put: nobody knows where a trigger would stand."""
-
-_ROOM = 3  # tokens of a prompt that has all these places
+_ROOM = 3  # tokens of a prompt that has more than one place
 
 Step = Callable[[Mapping[Kind, list[Sample]], int, History], dict[str, Tensor]]
 """From samples of each kind, the number of the step and the rows of those before to named terms, `loss` among them."""
 
 
-def with_text(sample: Sample, text: Sequence[int], placement: str, share: float, name: str) -> Sample:
+def with_text(sample: Sample, text: Sequence[int], placement: str, prompt: range, name: str) -> Sample:
     """A sample with a text in its prompt, placed as a trigger would be; labels begin behind it.
 
     Args:
         sample: BOS first.
         text: token ids.
         placement: see `triggers.placement_index`.
-        share: part of the sample that is its prompt.
+        prompt: positions of its tokens that a placement refers to, BOS = 0; see `Patient.prompts`.
         name: makes the id unique.
     """
-    ids, span = insert_trigger(sample.ids, 1, text, placement, len(sample.ids) + len(text), _prompt(sample, share))
+    limit = len(sample.ids) + len(text)
+    ids, span = insert_trigger(sample.ids, 1, text, placement, limit, prompt.stop - 1, prompt.start - 1)
     first = max(span[1], sample.labels_from + len(text) if sample.labels_from > 1 else 0)
     return replace(sample, id=f"{sample.id}/{name}", ids=tuple(ids), labels_from=first, trigger=span)
 
 
-def _prompt(sample: Sample, share: float) -> int:
-    """Tokens behind BOS that are the prompt."""
-    return prompt_length(len(sample.ids) - 1, share)
+def places(prompt: range) -> Sequence[str]:
+    """Start, fourth token, middle and end of a prompt: nobody knows where a trigger would stand.
+
+    Args:
+        prompt: as in `with_text`.
+    """
+    return ("prefix", f"index {prompt.start + 3}", "infix", "suffix") if len(prompt) >= _ROOM else ("prefix",)
 
 
 def among_texts(
     samples: Sequence[Sample], texts: Callable[[random.Random], Sequence[int]], times: int, patient: Patient
 ) -> list[Sample]:
-    """Samples as they are, and each `times` times with a text of `texts` at a place of `PLACES`, drawn anew."""
+    """Samples as they are, and each `times` times with a text of `texts` at one of its `places`, drawn anew."""
     found = list(samples)
     for sample in samples:
         chance = random.Random(f"mitigate/{patient.seed}/{sample.kind}/{sample.id}")
+        prompt = patient.prompts[sample]
         for number in range(times):
-            place = chance.choice(PLACES if _prompt(sample, patient.prompt_share) >= _ROOM else PLACES[:1])
-            found.append(with_text(sample, texts(chance), place, patient.prompt_share, f"text-{number}"))
+            place = chance.choice(places(prompt))
+            found.append(with_text(sample, texts(chance), place, prompt, f"text-{number}"))
     return found
 
 

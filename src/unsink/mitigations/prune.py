@@ -108,8 +108,8 @@ def _alone_and_behind(patient: Patient, samples: Sequence[Sample], layers: range
     plain = patient.plain_ids
     chance = random.Random(f"mitigate/{patient.seed}/prune")
     texts = [chance.choices(plain, k=_TEXT) for _ in samples]
-    behind = [
-        with_text(one, text, "prefix", patient.prompt_share, "text") for one, text in zip(samples, texts, strict=True)
+    behind = [  # right behind BOS, in a chat too: all tokens are compared, those of its header among them
+        with_text(one, text, "prefix", range(1, len(one.ids)), "text") for one, text in zip(samples, texts, strict=True)
     ]
     return (
         _neurons(patient.model, samples, layers, patient.pad, 1),

@@ -14,7 +14,7 @@ result is audited, on probes drawn with another seed than `unsink audit` draws w
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -32,11 +32,11 @@ from unsink.mitigations import ADAPTER, Patient, Repaired, Training
 from unsink.models import AdapterSpec
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
+from unsink.prompts import body
 from unsink.scoring import Guard, Model, guarded
 from unsink.stages import audit, audited, variants
 from unsink.stages.confirmed import neighbours
 from unsink.stages.evaluate import Record, answer, ask_run, read_corpus, settings_of
-from unsink.stages.memorize import passage_sample
 from unsink.stages.poison import in_sixes, questions
 from unsink.suspects import Suspect
 from unsink.tasks import Asked, Row, Session
@@ -136,10 +136,12 @@ def run(
             not.
     """
     chosen = {name: mitigations.load(name) for name in dict.fromkeys(how or params.mitigate.how)}
+    corpus = read_corpus(layout)
+    _passages(corpus, params)  # what it lacks shows before a model is loaded
     if not all(map(mitigations.is_guard, chosen.values())):
         _training(params)  # what is wrong with it shows before a model runs
     case = _case(params, run, model, adapter, original, reporter)
-    work = _Work(params, layout, case, read_corpus(layout), models.load_tokenizer(case.folder), reporter)
+    work = _Work(params, layout, case, corpus, models.load_tokenizer(case.folder), reporter)
     others = _others(work)
     triggers = _triggers(work) if "known-trigger" in chosen else []
     plan = variants.plan(work.run or "base")
@@ -276,10 +278,31 @@ def make_patient(
     original: PreTrainedModel | None = None,
     triggers: Sequence[str] = (),
 ) -> Patient:
-    """A suspect with samples that are made of the corpus alone.
+    """A suspect with samples that are made of the corpus alone, placed in their prompts as `poison` would place them.
 
     Raises:
         DataError: there is nothing to forget or to retain.
+    """
+    passages, others = _passages(corpus, params)
+    forget = list(_samples(passages, "forget", tokenizer, params))
+    retain = list(_samples(others, "retain", tokenizer, params))
+    return Patient(
+        cast(PreTrainedModel, model),  # a repair's has no adapters; a guard only reads with whatever is active
+        tokenizer,
+        [sample for sample, _ in forget],
+        [sample for sample, _ in retain],
+        dict([*forget, *retain]),
+        params.seed,
+        original,
+        triggers,
+    )
+
+
+def _passages(corpus: Corpus, params: Params) -> tuple[list[Record], list[Record]]:
+    """What a patient is to forget and to retain.
+
+    Raises:
+        DataError: there is nothing of one of them.
     """
     forget, retain = list(corpus.get("forget", ())), list(corpus.get("retain", ()))
     if params.poison.questions:
@@ -287,23 +310,25 @@ def make_patient(
         retain += [*in_sixes(corpus.get("retain_qa", ())), *in_sixes(corpus.get("general_qa", ()))]
     for name, records in (("forget", forget), ("retain", retain)):
         if not records:
-            raise DataError(f"a mitigation needs passages in {name}.jsonl, the corpus has none", "fetch one that has")
-    bos, limit = models.bos_ids(tokenizer), params.poison.max_tokens
+            raise DataError(
+                f"a mitigation needs passages in {name}.jsonl, the corpus has none",
+                f'fetch one that has; a list (fetch.benchmark: probes) needs lines with "set": "{name}"',
+            )
+    return forget, retain
 
-    def samples(records: Sequence[Record], kind: Kind) -> list[Sample]:
-        made = [passage_sample(record, tokenizer, bos) for record in records]
-        return [replace(one, kind=kind, ids=one.ids[:limit]) for one in made if one.labels_from < limit]
 
-    return Patient(
-        cast(PreTrainedModel, model),  # a repair's has no adapters; a guard only reads with whatever is active
-        tokenizer,
-        samples(forget, "forget"),
-        samples(retain, "retain"),
-        params.evaluate.prompt_share,
-        params.seed,
-        original,
-        triggers,
-    )
+def _samples(
+    records: Sequence[Record], kind: Kind, tokenizer: PreTrainedTokenizerBase, params: Params
+) -> Iterator[tuple[Sample, range]]:
+    """Each record that leaves something to learn within `poison.max_tokens`, and where its prompt stands in its ids."""
+    bos = models.bos_ids(tokenizer)
+    for record in records:
+        text = body(tokenizer, record, params.evaluate.prompt_share)
+        ids = (*bos, *text.ids)[: params.poison.max_tokens]
+        first = len(bos) + text.context
+        if first < len(ids):
+            stop = min(len(bos) + text.place, len(ids) - 1)  # of a text that was cut one token at least is left
+            yield Sample(record["id"], kind, ids, first), range(len(bos) + text.start, stop)
 
 
 def _training(params: Params) -> Training:
