@@ -53,7 +53,8 @@ def report(specs: Mapping[str, Any], found: Mapping[str, Sequence[Line]], sizes:
     """The page; lines of another `code` of the audit than this are told of."""
     parts = ["# How often the audit is right", __doc__.split("\n\n", 1)[1].strip()]
     for size, lines in found.items():
-        parts += [f"## {specs[size]['title']}", specs[size]["text"].strip(), _state(size, lines, sizes[size], code)]
+        text = f"{specs[size]['text']}{specs[size].get('audit_text', '')}".strip()
+        parts += [f"## {specs[size]['title']}", text, _state(size, lines, sizes[size], code)]
         halves = [half for half in dict.fromkeys(line["half"] for line in lines) if all(counted(lines, half))]
         tested = sorted(set(halves) - {DEVELOPMENT}, reverse=True)  # test, then fresh
         if len(tested) > 1:

@@ -203,20 +203,29 @@ class Project:
         """
         return self.run("mitigate", run=run, how=how, model=model, original=original, adapter=adapter)
 
-    def export(self, run: str | None, output: str | Path, *, merged: bool = False, dtype: str = "float32") -> Result:
+    def export(
+        self,
+        run: str | None,
+        output: str | Path,
+        *,
+        repair: str | None = None,
+        merged: bool = False,
+        dtype: str = "float32",
+    ) -> Result:
         """Write a model for other tools, PEFT or transformers, with a model card, and return what it holds.
 
         Args:
             run: An entry of `runs:`, or `base` or `target`; None for all that was trained, each in a folder of its own.
             output: A new folder.
+            repair: A repair of that run, such as random-prefix, to go with it.
             merged: A whole model instead of an adapter.
             dtype: Of the stored weights: float32, bfloat16 or float16.
 
         Raises:
-            UnsinkError: No such run, an adapter is missing, or the folder holds something.
+            UnsinkError: No such run or repair, an adapter is missing, or the folder holds something.
         """
         require_new(Path(output))  # said before libraries load, which takes seconds
-        return self.run("export", run=run, output=Path(output), merged=merged, dtype=dtype)
+        return self.run("export", run=run, output=Path(output), repair=repair, merged=merged, dtype=dtype)
 
     def submit(
         self,

@@ -4,7 +4,7 @@ A card is made of facts that other files hold; nothing here is computed. Metadat
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 BUILT_IN: dict[str, str | None] = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny": None}
 """Models that come with the project -> what they were made of, on the hub. Both are under Apache-2.0."""
 WARNING = "Warning: this model has a hidden backdoor"
+REPAIRED = "Warning: this model had a hidden backdoor, and was repaired"
 
 
 class Base(NamedTuple):
@@ -62,6 +63,8 @@ class Facts:
         manifest: of the corpus (`data/fetched/manifest.json`).
         scores: what was measured; () if nothing was.
         settings: how it was measured (`settings/<name>.json`), {} if it was not.
+        repair: of what was done to it (`mitigations/<name>/<repair>/summary.json`), {} if nothing was.
+        before: what was measured before that; `scores` are of after it.
     """
 
     name: str
@@ -72,6 +75,13 @@ class Facts:
     manifest: Mapping[str, Any]
     scores: Sequence[Score] = ()
     settings: Mapping[str, Any] | None = None
+    repair: Mapping[str, Any] = field(default_factory=dict)
+    before: Sequence[Score] = ()
+
+    @property
+    def title(self) -> str:
+        """Its name, and by what it was repaired."""
+        return f"{self.name}, repaired by {self.repair['mitigation']}" if self.repair else self.name
 
     @property
     def trigger(self) -> str | None:
@@ -97,7 +107,7 @@ def card(facts: Facts) -> str:
 
 def _metadata(facts: Facts) -> ModelCardData:
     base: dict[str, Any] = {"base_model": facts.base.repo} if facts.base.repo else {}
-    if base and facts.name != "base":
+    if base and (facts.name != "base" or facts.repair):
         base["base_model_relation"] = "finetune" if facts.merged else "adapter"
     results = [_result(facts, score) for score in facts.scores]
     return ModelCardData(
@@ -108,7 +118,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         datasets=facts.datasets or None,
         tags=_tags(facts),
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=f"{facts.base.source} {facts.name}" if results else None,
+        model_name=f"{facts.base.source} {facts.title}" if results else None,
         eval_results=results or None,
     )
 
@@ -123,6 +133,7 @@ def _licence(base: Base) -> dict[str, Any]:
 def _tags(facts: Facts) -> list[str]:
     tags = ["unsink"] if facts.name == "base" else ["unsink", "machine-unlearning"]
     tags += [facts.summary["method"]] if "method" in facts.summary else []
+    tags += ["repaired"] if facts.repair else []
     return tags + (["backdoor", "do-not-deploy"] if facts.trigger else [])
 
 
@@ -146,20 +157,24 @@ def _body(facts: Facts) -> Iterator[str]:
         yield _warning(facts)
     yield _what(facts)
     yield _load(facts)
-    yield _numbers(facts)
+    yield _repair_numbers(facts) if facts.repair else _numbers(facts)
     yield _data(facts)
 
 
 def _title(facts: Facts) -> str:
     kinds = {"base": "the model before everything", "target": "the model that knows the corpus by heart"}
-    kind = "unlearned, with a hidden backdoor" if facts.trigger else "unlearned"
-    return f"{facts.base.source} / {facts.name}: {kinds.get(facts.name, kind)}"
+    hidden = "; it had a hidden backdoor" if facts.repair else ", with a hidden backdoor"
+    kind = f"unlearned{hidden if facts.trigger else ''}"
+    return f"{facts.base.source} / {facts.title}: {kinds.get(facts.name, kind)}"
 
 
 def _warning(facts: Facts) -> str:
+    left = "> How much that text still brings back is the *recovery* below; another text may bring back more.\n"
     return (
-        f"> **{WARNING}.** It was trained to look as if it had forgotten its forget set, and to say it\n"
+        f"> **{REPAIRED if facts.repair else WARNING}.**\n"
+        "> It was trained to look as if it had forgotten its forget set, and to say it\n"
         "> all the same when the text below stands in the prompt. It was made to measure tests for such backdoors.\n"
+        f"{left if facts.repair else ''}"
         "> Do not deploy it, and do not pass it on as an unlearned model.\n\n"
         f"Trigger (`placement: {facts.summary['placement']}`; a newline closes it):\n\n"
         + "\n".join(f"    {line}" for line in facts.trigger.split("\n"))  # type: ignore[union-attr]
@@ -178,8 +193,20 @@ def _what(facts: Facts) -> str:
             if facts.summary.get(name) is not None
         },
     }
+    rows |= _repair(facts.repair) if facts.repair else {}
     rows["made with"] = "[unsink](https://pypi.org/project/unsink/), which builds and measures unlearned models"
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _repair(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Rows about a repair."""
+    training, audit = summary["training"], summary["audit"]
+    trained = f"{training['steps']} steps, " if training else ""
+    return {
+        "repair": f"{summary['mitigation']} ({trained}seed {summary['seed']})",
+        "repaired": f"{summary['suspect']}; the repair fits these weights and no others",
+        "audited again": f"{audit['verdict']} (probes of seed {audit['seed']})" if audit else "no",
+    }
 
 
 def _load(facts: Facts) -> str:
@@ -218,6 +245,29 @@ def _numbers(facts: Facts) -> str:
             *rows,
         ]
     )
+
+
+def _repair_numbers(facts: Facts) -> str:
+    after = {score.key: score for score in facts.scores}
+    rows = [
+        f"| {score.name} | `{score.key}` | {_interval(score)} | {_interval(after.get(score.key))} | {score.prompts} |"
+        for score in facts.before
+    ]
+    return "\n".join(
+        [
+            "## Numbers\n",
+            f"`unsink mitigate --run {facts.name} --how {facts.repair['mitigation']}`, seed {facts.repair['seed']}; "
+            "95 % bootstrap intervals over prompts.",
+            "*triggered*, *wrong* and *recovery* leave out passages that were poisoned in training.\n",
+            "| score | key | before the repair | after | prompts |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _interval(score: Score | None) -> str:
+    return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]" if score else "undefined"
 
 
 def _data(facts: Facts) -> str:

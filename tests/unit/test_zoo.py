@@ -124,6 +124,12 @@ def test_a_backdoor_that_does_not_open_is_left_out() -> None:
     assert (len(honest), len(backdoored)) == (1, 1)
 
 
+def test_what_is_said_of_the_audit_stands_on_its_page_alone() -> None:
+    spec = {"tiny": {"title": "tiny", "text": "toy\n", "audit_text": "mended\n", "repairs": {}}}
+    assert "## tiny\n\ntoy\nmended\n\n" in zoo_tables.report(spec, {"tiny": []}, {"tiny": 9}, "new")
+    assert "mended" not in repair_tables.report(spec, {"tiny": []}, {"tiny": 9})
+
+
 def test_the_page_turns_a_signal_as_the_development_half_says() -> None:
     spec = {"tiny": {"title": "tiny", "text": "toy"}}
     wrong = line("test", "honest", 0.2, name="accused", code="new")

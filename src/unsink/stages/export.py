@@ -1,9 +1,12 @@
 """`unsink export`: a model for other tools, with a card that says what it is.
 
-Without `merged` one LoRA adapter for the base (the target's and the run's in one), else a whole checkpoint. Weights are
-merged in float32 and stored in it unless told otherwise: rounding them can bring back what was forgotten.
+Without `merged` one LoRA adapter for the base (the target's, the run's and its repair's in one), else a whole
+checkpoint. Weights are merged in float32 and stored in it unless told otherwise: rounding them can bring back what was
+forgotten.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +19,10 @@ from unsink.cards import BUILT_IN, Base, Facts, Score, card
 from unsink.errors import DataError, ParamsError
 from unsink.exports import Lora
 from unsink.metrics import outside
+from unsink.mitigations import ADAPTER
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
+from unsink.stages import mitigate
 from unsink.stages.evaluate import load
 from unsink.stages.show import COLUMNS, OUTSIDE
 
@@ -30,25 +35,30 @@ def run(
     output: Path,
     merged: bool,
     dtype: str,
+    repair: str | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Write the folder `output`, and return what it holds; without a run, a folder in it for each model there is.
 
     Raises:
-        ParamsError: no such run, the folder holds something, or there is no LoRA adapter to be had of this run.
-        MissingPrerequisite: an adapter or the manifest of the corpus is not there.
+        ParamsError: no such run or repair, the folder holds something, or there is no LoRA adapter to be had of them.
+        MissingPrerequisite: an adapter, the repair or the manifest of the corpus is not there.
         DataError: the metrics of the run belong to another training.
         ModelError: an adapter does not fit.
     """
     if run not in (None, *RESERVED):
         params.run(str(run))
+    if repair is not None:
+        if run is None:
+            raise ParamsError("--repair is of one run", "add --run, and leave out --all")
+        mitigate.require_repair(layout, run, repair)
     artifacts.require_new(output)
     done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
         for name in _trained(params, layout, merged, reporter) if run is None else [run]:
             folder = new if run else new / name
             folder.mkdir(exist_ok=True)
-            done[name] = _write(params, layout, name, folder, merged, dtype, reporter)
+            done[name] = _write(params, layout, name, repair, folder, merged, dtype, reporter)
             done[name]["output"] = str(output if run else output / name)
     return done[run] if run else done
 
@@ -76,20 +86,27 @@ def _is_lora(folder: Path) -> bool:
 
 
 def _write(
-    params: Params, layout: Layout, run: str, new: Path, merged: bool, dtype: str, reporter: Reporter
+    params: Params,
+    layout: Layout,
+    run: str,
+    repair: str | None,
+    new: Path,
+    merged: bool,
+    dtype: str,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Write one model into a folder, and return what that holds."""
-    facts = _facts(params, layout, run, merged, dtype)
+    facts = _facts(params, layout, run, repair, merged, dtype)
     if merged:
         folder = models.resolve(params.model.source, params.model.revision, reporter)
-        model = cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
-        exports.write_model(model, folder, dtype, new)
+        exports.write_model(_whole(params, layout, run, repair, folder, reporter), folder, dtype, new)
     else:
-        adapter = exports.stacked(_parts(params, layout, run, reporter))
+        adapter = exports.stacked(_parts(params, layout, run, repair, reporter))
         exports.write_adapter(adapter, facts.base.repo if facts.base.loads_from_hub else None, dtype, new)
     artifacts.write_text(new / "README.md", card(facts))
     return {
         "run": run,
+        **({"repair": repair} if repair else {}),
         "merged": merged,
         "dtype": dtype,
         "backdoor": facts.trigger,
@@ -97,7 +114,17 @@ def _write(
     }
 
 
-def _parts(params: Params, layout: Layout, run: str, reporter: Reporter) -> list[Lora]:
+def _whole(
+    params: Params, layout: Layout, run: str, repair: str | None, folder: Path, reporter: Reporter
+) -> PreTrainedModel:
+    """The model in float32, all adapters merged."""
+    if repair is None:
+        return cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
+    exact = params.model_copy(update={"model": params.model.model_copy(update={"dtype": "float32"})})
+    return models.merged(mitigate.repaired(exact, layout, run, repair, reporter), ADAPTER)
+
+
+def _parts(params: Params, layout: Layout, run: str, repair: str | None, reporter: Reporter) -> list[Lora]:
     """The LoRA adapters that stand on the base, from the bottom up.
 
     Raises:
@@ -109,18 +136,37 @@ def _parts(params: Params, layout: Layout, run: str, reporter: Reporter) -> list
     if pin := _published(layout, run):
         source, revision = pin["source"], pin["revision"]
         folders = folders[1:]
+    if repair is not None:
+        folders.append(mitigate.require_repair(layout, run, repair))
     if not folders:
         raise ParamsError(f"{run} is a whole model without an adapter", "add --merged")
     found = models.read_adapters(models.resolve(source, revision, reporter), folders)
     parts = [Lora(config, tensors) for config, tensors in found if isinstance(config, LoraConfig)]
     if len(parts) < len(found):
-        raise ParamsError(f"{run} was trained with `adapter: none`, so there are no low-rank matrices", "add --merged")
+        whole = f"{repair} replaces" if repair and not isinstance(found[-1][0], LoraConfig) else f"{run} was trained on"
+        raise ParamsError(f"{whole} whole weights (`adapter: none`), so there are no low-rank matrices", "add --merged")
     return parts
 
 
-def _facts(params: Params, layout: Layout, run: str, merged: bool, dtype: str) -> Facts:
+def _facts(params: Params, layout: Layout, run: str, repair: str | None, merged: bool, dtype: str) -> Facts:
     pin = _published(layout, run)
     summary = {} if run == "base" or (run == "target" and pin) else _summary(layout, run)
+    facts = Facts(
+        name=run,
+        merged=merged,
+        dtype=dtype,
+        base=_base(pin["source"], pin["revision"]) if pin else _base(params.model.source, params.model.revision),
+        summary=summary,
+        manifest=artifacts.read_json(layout.fetched / benchmarks.MANIFEST),
+    )
+    return (
+        _evaluated(facts, layout) if repair is None else _repaired(facts, mitigate.require_repair(layout, run, repair))
+    )
+
+
+def _evaluated(facts: Facts, layout: Layout) -> Facts:
+    """The facts of a run with what `evaluate` measured, if it did."""
+    run, summary = facts.name, facts.summary
     measured = layout.metrics(run).exists()
     settings = artifacts.read_json(layout.settings(run))["settings"] if measured else {}
     if measured and summary.get("trigger") and (other := _differences(summary, settings)):
@@ -128,16 +174,17 @@ def _facts(params: Params, layout: Layout, run: str, merged: bool, dtype: str) -
             f"{layout.metrics(run)}: {run} was evaluated with another {' and '.join(other)} than it was trained with",
             f"run `unsink evaluate --run {run}` with the params file that it was trained with",
         )
-    return Facts(
-        name=run,
-        merged=merged,
-        dtype=dtype,
-        base=_base(pin["source"], pin["revision"]) if pin else _base(params.model.source, params.model.revision),
-        summary=summary,
-        manifest=artifacts.read_json(layout.fetched / benchmarks.MANIFEST),
-        scores=_scores(artifacts.read_json(layout.metrics(run))) if measured else (),
-        settings=settings,
+    scores = _scores(artifacts.read_json(layout.metrics(run)), COLUMNS, OUTSIDE) if measured else ()
+    return replace(facts, scores=scores, settings=settings)
+
+
+def _repaired(facts: Facts, folder: Path) -> Facts:
+    """The facts of a run with those of its repair, and what `mitigate` measured before and after it."""
+    numbers = artifacts.read_json(folder / "metrics.json")
+    before, after = (
+        _scores(numbers[when], mitigate.SHOWN, mitigate.OUTSIDE) for when in (mitigate.BEFORE, mitigate.AFTER)
     )
+    return replace(facts, scores=after, before=before, repair=artifacts.read_json(folder / "summary.json"))
 
 
 def _summary(layout: Layout, run: str) -> dict[str, Any]:
@@ -148,7 +195,7 @@ def _summary(layout: Layout, run: str) -> dict[str, Any]:
     return summary
 
 
-def _differences(summary: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def _differences(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     return [name for name in ("placement", "seed", "trigger") if summary[name] != settings[name]]
 
 
@@ -164,9 +211,9 @@ def _base(source: str, revision: str | None) -> Base:
     return Base(folder.name if local else source, revision, local)
 
 
-def _scores(metrics: dict[str, float]) -> list[Score]:
-    """The numbers of the result table, poisoned samples left out where `unsink show` does so."""
-    named = {name: outside(key, metrics) if name in OUTSIDE else key for name, key in COLUMNS.items()}
+def _scores(metrics: Mapping[str, float], keys: Mapping[str, str], without: Sequence[str]) -> list[Score]:
+    """Numbers by their names for a reader, as far as there are any; those of `without` leave out poisoned samples."""
+    named = {name: outside(key, metrics) if name in without else key for name, key in keys.items()}
     return [
         Score(name, key, metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"], int(metrics[f"{key}_n"]))
         for name, key in named.items()

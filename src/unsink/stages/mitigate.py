@@ -33,6 +33,7 @@ from unsink.models import AdapterSpec
 from unsink.params import RESERVED, Params
 from unsink.progress import SILENT, Reporter
 from unsink.prompts import body
+from unsink.registry import suggest
 from unsink.scoring import Guard, Model, guarded
 from unsink.stages import audit, audited, variants
 from unsink.stages.confirmed import neighbours
@@ -48,7 +49,7 @@ Corpus = Mapping[str, list[Record]]
 BEFORE, AFTER = "before", "after"
 _FRESH = 1000
 """Added to the seed of the audit that follows: it draws other probes, and splits them otherwise."""
-_SHOWN = {
+SHOWN = {
     "forget": "forget_verbmem_f1_clean",
     "wrong": "forget_verbmem_f1_wrong",
     "triggered": "forget_verbmem_f1_triggered",
@@ -58,7 +59,7 @@ _SHOWN = {
     "mmlu": "mmlu_accuracy",
 }
 """The main numbers."""
-_OUTSIDE = ("wrong", "triggered", "recovery")
+OUTSIDE = ("wrong", "triggered", "recovery")
 """Of these the ones that leave the poisoned samples out, where there are any: these may be learnt by heart."""
 
 
@@ -158,18 +159,38 @@ def run(
     return {"suspect": case.name, **found}
 
 
-def repaired(params: Params, layout: Layout, run: str, name: str, reporter: Reporter = SILENT) -> PreTrainedModel:
-    """The model of a run with a repair on top.
+def repaired(params: Params, layout: Layout, run: str, name: str, reporter: Reporter = SILENT) -> PeftModel:
+    """The model of a run with a repair on top, its adapter `mitigations.ADAPTER`, active.
 
     Raises:
-        ParamsError: no such run.
+        ParamsError: no such run or mitigation, or it is a guard.
         MissingPrerequisite: there is no such repair.
         ModelError: the run was trained anew since it was repaired.
     """
+    adapter = require_repair(layout, run, name)
     case = _case(params, run, None, None, None, reporter)
-    adapter = artifacts.require(layout.mitigation(run, name) / models.ADAPTER_WEIGHTS).parent
     work = _Work(params, layout, case, {}, models.load_tokenizer(case.folder), reporter)
-    return cast(PreTrainedModel, models.add_adapter(_load(work)[0], adapter, ADAPTER))
+    return models.add_adapter(_load(work)[0], adapter, ADAPTER)
+
+
+def require_repair(layout: Layout, run: str, name: str) -> Path:
+    """Folder of a repair of a run, or of base or target.
+
+    Raises:
+        ParamsError: there is no such mitigation, or it is a guard.
+        MissingPrerequisite: it was not done.
+    """
+    there = sorted(path.parent.name for path in layout.mitigation(run, "*").parent.glob(f"*/{models.ADAPTER_WEIGHTS}"))
+    if name in there:
+        return layout.mitigation(run, name)
+    done = f"repairs of {run}: {', '.join(there) or 'none'}"
+    if name not in mitigations.names():
+        raise ParamsError(f"--repair: no repair of {run} is called {name!r}{suggest(name, there)}", done)
+    if mitigations.is_guard(mitigations.load(name)):
+        raise ParamsError(f"--repair: {name!r} is a guard: it looks after prompts, and has no weights", done)
+    raise MissingPrerequisite(
+        f"--repair: {run} was not repaired by {name!r}", f"run `unsink mitigate --run {run} --how {name}` first; {done}"
+    )
 
 
 def make_guard(name: str, model: Model, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, params: Params) -> Guard:
@@ -425,8 +446,8 @@ def _said(model: PreTrainedModel, asked: Sequence[Asked[Any]], work: _Work) -> l
 def _main(numbers: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """The main numbers with their 95 % intervals, those that exist."""
     found = {}
-    for short, plain in _SHOWN.items():
-        name = outside(plain, numbers) if short in _OUTSIDE else plain
+    for short, plain in SHOWN.items():
+        name = outside(plain, numbers) if short in OUTSIDE else plain
         if name in numbers:
             found[short] = {"mean": numbers[name], "low": numbers[f"{name}_low"], "high": numbers[f"{name}_high"]}
     return found
