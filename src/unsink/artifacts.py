@@ -462,6 +462,43 @@ class Parts:
         remove_dir(self.folder)
 
 
+# ---- hashes
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def adapter_identities(folder: Path) -> Iterator[str]:
+    """What `models.identity` may call the target with a saved adapter of ours on it, from its files, without the model.
+
+    A LoRA adapter has one name. Whole weights (`rank: null`) are held in the dtype of the model that they are read
+    onto: their names follow as they are stored, in float32 and in bfloat16, the latter two with torch.
+
+    Raises:
+        MissingPrerequisite: a file is not there.
+        DataError: the config is not one that `models.save_adapter` writes.
+    """
+    config, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
+    stored = read_json(config)
+    base = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
+    if not isinstance(base, str):
+        raise DataError(f"{config}: not the config of an adapter of unsink", "make the adapter again (`dvc repro`)")
+    yield combined(base, sha256(require(weights)))
+    if stored.get("peft_type") == "LORA":
+        return
+    import torch  # seconds, and seldom needed
+
+    tensors = read_tensors(weights)
+    for dtype in (torch.float32, torch.bfloat16):
+        cast = packed({name: tensor.to(dtype) for name, tensor in tensors.items()})
+        yield combined(base, hashlib.sha256(cast).hexdigest())
+
+
+def combined(*hashes: str) -> str:
+    """One hash of several, as models are called: `sha256:` and hexadecimal digits."""
+    return "sha256:" + hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     _note("hashing", path)

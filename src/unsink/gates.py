@@ -7,10 +7,11 @@ A bound has one of four outcomes:
     undecided  the interval straddles it: fails like `fail`, or with `undecided: warn` is only reported
     error      there is nothing to compare, or what there is must not be compared
 
-`by: mean` looks at the number alone; then nothing is undecided.
+An interval of few samples decides nothing (`certainty.FEW`). `by: mean` looks at the number alone; then nothing is
+undecided.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from unsink.certainty import FEW
 from unsink.evaluated import MOVES, PARTS
-from unsink.params import RESERVED, Problem, Section, Text, Weight, model_problems, read_yaml, require_none
+from unsink.params import RESERVED, Audit, Problem, Section, Text, Weight, model_problems, read_yaml, require_none
 from unsink.registry import unknown
 from unsink.statistics import Interval
 
@@ -30,6 +32,8 @@ FAILED, NOT_EVALUATED = 1, 3
 AUDIT = "audit_"
 """Numbers that begin so stand in an audit's verdict.json instead of a metrics file."""
 INCONCLUSIVE = "inconclusive"
+OF_AUDIT = "audit."
+"""Settings that begin so are those of an audit: parameters of the section `audit`."""
 _SLACK = 1e-9  # of sums in floating point: 0.65 - 0.6 keeps a bound of 0.05
 
 Verdict = Literal["no evidence", "backdoored", "inconclusive"]
@@ -64,7 +68,7 @@ class Gate(Section):
     @field_validator("allow")
     @classmethod
     def _settings(cls, names: list[str]) -> list[str]:
-        return _known_settings(names)
+        return _known_settings(names, MOVES)
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> Self:
@@ -103,7 +107,8 @@ _OF_METRICS = {"direction", "min", "max", "max_regression", "against", "allow", 
 class Gates(Section):
     """All of gates.yaml.
 
-    `settings` are conventions that every metrics file has to be made under; `undecided` holds where a gate has none.
+    `settings` are conventions that every metrics file has to be made under, and with `audit.` before their name those
+    of every audit; `undecided` holds where a gate has none.
     """
 
     settings: dict[str, Any] = Field(default={})
@@ -113,7 +118,7 @@ class Gates(Section):
     @field_validator("settings")
     @classmethod
     def _settings(cls, named: dict[str, Any]) -> dict[str, Any]:
-        _known_settings(named)
+        _known_settings(named, [*MOVES, *(OF_AUDIT + name for name in Audit.model_fields)])
         return named
 
     def checks(self, runs: Iterable[str]) -> list["Check"]:
@@ -127,10 +132,10 @@ class Gates(Section):
         ]
 
 
-def _known_settings(names: Iterable[str]) -> list[str]:
+def _known_settings(names: Iterable[str], known: Collection[str]) -> list[str]:
     for name in names:
-        if name not in MOVES:
-            raise ValueError(unknown("setting", name, MOVES))
+        if name not in known:
+            raise ValueError(unknown("setting", name, known))
     return list(names)
 
 
@@ -154,6 +159,8 @@ class Check:
 
     def decide(self, value: Interval) -> str:
         """The outcome for a number, or for how much worse it became."""
+        if self.gate.by == "interval" and value.n < FEW:
+            return UNDECIDED
         limit: float = getattr(self.gate, self.bound)
         low, high = (value.mean, value.mean) if self.gate.by == "mean" else (value.low, value.high)
         if self.bound == "min":

@@ -87,8 +87,8 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = artifacts.ADAPTER_WEIGHTS
+ADAPTER_CONFIG = artifacts.ADAPTER_CONFIG
 PUBLISHED = "published.json"
 """In the place of the target adapter: the checkpoint that is the target, and the hash of its weights."""
 
@@ -190,11 +190,7 @@ def _exact(folder: Path) -> PreTrainedModel:
 
 
 def _weights_identity(folder: Path) -> str:
-    return _combine(*(artifacts.sha256(path) for path in weight_files(folder)))
-
-
-def _combine(*parts: str) -> str:
-    return "sha256:" + sha256("\n".join(parts).encode()).hexdigest()
+    return artifacts.combined(*(artifacts.sha256(path) for path in weight_files(folder)))
 
 
 def identity(model: nn.Module, adapter: str | None = None) -> str:
@@ -205,7 +201,9 @@ def identity(model: nn.Module, adapter: str | None = None) -> str:
     name = str(bare(model).name_or_path)
     if adapter is None:
         return name
-    return _combine(name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest())
+    return artifacts.combined(
+        name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest()
+    )
 
 
 def merged(model: PeftModel, adapter: str, *, copied: bool = False) -> PreTrainedModel:
@@ -275,7 +273,7 @@ def merge(model: nn.Module, adapter: Path, name: str, dtype: str = "auto", devic
     """
     place = pick_device(device)
     peft = add_adapter(model, adapter, name)
-    name = _combine(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
+    name = artifacts.combined(identity(peft), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
     return _cast(cast(PreTrainedModel, _tuner(peft).merge_and_unload()), name, dtype, place)
 
 
@@ -332,7 +330,7 @@ def load_merged(folder: Path, adapter: Path, dtype: str = "auto", device: str = 
         raise ModelError(
             f"the adapter in {adapter} was made for another model: {made_for}, not {identity(base)}", _OTHER_MODEL
         )
-    name = _combine(identity(base), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
+    name = artifacts.combined(identity(base), artifacts.sha256(adapter / ADAPTER_WEIGHTS))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -580,7 +578,7 @@ def read_adapters(model: Path, folders: Sequence[Path]) -> list[tuple[PeftConfig
     base, found = _weights_identity(model), []
     for folder in folders:
         found.append(_read_adapter(folder, base))
-        base = _combine(base, artifacts.sha256(folder / ADAPTER_WEIGHTS))
+        base = artifacts.combined(base, artifacts.sha256(folder / ADAPTER_WEIGHTS))
     return found
 
 

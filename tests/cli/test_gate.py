@@ -100,6 +100,32 @@ def test_bounds(limits: dict[str, Any], outcome: str, code: int, gate: Gate) -> 
     assert ("why: because" in result.stdout) == (outcome != "pass")
 
 
+@pytest.mark.parametrize(
+    ("scores", "limits", "outcome", "detail"),
+    [
+        ([0.0], {"max": 0.15}, "undecided", "too few samples: 1, where at least 8"),
+        ([1.0] * 7, {"max": 0.15}, "undecided", "too few samples: 7, where at least 8"),
+        ([1.0] * 12, {"min": 0.74}, "undecided", "all 12 samples are alike, others need not be; 13 alike would decide"),
+        ([1.0] * 12, {"min": 0.735}, "pass", ""),  # the exact interval is [0.7354, 1]
+        ([1.0] * 12, {"max": 0.73}, "fail", ""),
+        ([0.0] * 12, {"max": 0.26}, "undecided", "13 alike would decide it"),
+        ([0.0] * 12, {"max": 0.265}, "pass", ""),
+        ([0.0] * 24, {"max": 0.0}, "undecided", "no number of them decides it"),
+        ([0.0] * 24, {"max": 0.0, "by": "mean"}, "pass", ""),
+        ([1.0] * 24, {"min": 1.0, "by": "mean"}, "pass", ""),
+        ([0.0], {"max": 0.15, "by": "mean"}, "pass", ""),
+    ],
+)
+def test_an_interval_without_width_is_no_certainty(
+    scores: list[float], limits: dict[str, Any], outcome: str, detail: str, gate: Gate, project: Path
+) -> None:
+    evaluated(project, "clean", scores)
+    row = json.loads(gate(bound(**limits), "--json").stdout)["checks"][0]
+    assert row["outcome"] == outcome
+    assert detail in row["detail"]
+    assert bool(detail) == bool(row["detail"])
+
+
 def test_one_failure_among_many_fails(gate: Gate) -> None:
     result = gate([*bound(max=0.2), *bound(max=0.05), *bound(min=0.0)], "--json")
     assert (result.exit_code, outcomes(result)) == (1, ["pass", "fail", "pass"])
@@ -184,6 +210,18 @@ def test_settings_that_the_file_asks_for(gate: Gate, project: Path) -> None:
     assert "settings/clean.json: not found, so nobody knows how the numbers were made" in result.stdout
 
 
+def test_numbers_that_the_predictions_do_not_give(gate: Gate, project: Path) -> None:
+    evaluated(project, "clean", [1.0] * 24)
+    forged = {METRIC: 0.05, f"{METRIC}_low": 0.0, f"{METRIC}_high": 0.1}
+    rewrite(Layout(project).metrics("clean"), lambda found: {**found, **forged})
+    for limits in ({"max": 0.2}, {"min": 0.0}, {"max": 0.2, "by": "mean"}):
+        result = gate(bound(**limits))
+        assert result.exit_code == 3
+        assert "the predictions do not give the numbers of the metrics file, but 1" in result.stdout
+    Layout(project).predictions("clean").unlink()  # such as in a clone without DVC's cache
+    assert gate(bound(max=0.2)).exit_code == 0
+
+
 # ---- regressions
 
 
@@ -202,6 +240,14 @@ def test_a_regression_is_paired_by_prompt(
     # every prompt became worse by the same, which has no width, though the interval of each side has
     assert [row["value"][part] for part in ("mean", "low", "high")] == pytest.approx([by, by, by])
     assert "paired by prompt" in row["detail"]
+
+
+def test_few_prompts_tell_no_regression(gate: Gate, project: Path, baseline: Path) -> None:
+    for folder in (project, baseline):
+        evaluated(folder, "clean", SCORES[:7])
+    result = gate([REGRESSION], "--baseline", str(baseline))
+    assert result.exit_code == 1
+    assert "paired by prompt; too few samples: 7, where at least 8" in result.stdout
 
 
 def test_what_became_better_is_no_regression(gate: Gate, project: Path, baseline: Path) -> None:
@@ -390,6 +436,56 @@ def test_the_verdict_of_an_audit(verdict: str, code: int, gate: Gate, project: P
     result = gate([{"run": "clean", "verdict": ["no evidence"]}])
     assert result.exit_code == code
     assert verdict in result.stdout
+
+
+@pytest.fixture
+def weights(project: Path) -> str:
+    """An adapter of the run `clean`; what an audit of it calls its weights."""
+    folder = Layout(project).adapter("clean")
+    config = {"base_model_name_or_path": "sha256:target", "peft_type": "LORA"}
+    artifacts.write_json(folder / artifacts.ADAPTER_CONFIG, config)
+    artifacts.write_bytes(folder / artifacts.ADAPTER_WEIGHTS, b"weights")
+    return next(artifacts.adapter_identities(folder))
+
+
+def test_an_audit_of_other_weights_is_no_pass(gate: Gate, project: Path, weights: str) -> None:
+    gates = [
+        {"run": "clean", "verdict": ["no evidence"]},
+        {"run": "clean", "metric": "audit_p", "min": 0.01, "by": "mean"},
+    ]
+    audited(project, verdict="no evidence", p=0.2, settings={"weights": weights})
+    assert gate(gates).exit_code == 0
+    artifacts.write_bytes(Layout(project).adapter("clean") / artifacts.ADAPTER_WEIGHTS, b"trained again")
+    result = gate(gates)
+    assert (result.exit_code, result.stdout.count("ERROR")) == (3, 2)
+    assert "audits/clean/verdict.json: of other weights than adapters/clean holds now" in result.stdout
+    assert "run `unsink audit --run clean` again" in result.stdout
+    audited(project, verdict="no evidence")  # nobody knows of which weights
+    assert gate(gates[:1]).exit_code == 3
+    artifacts.write_json(Layout(project).adapter("clean") / artifacts.ADAPTER_CONFIG, [])
+    result = gate(gates[:1])
+    assert result.exit_code == 3
+    assert "adapters/clean/adapter_config.json: not the config of an adapter of unsink" in result.stdout
+
+
+def test_an_audit_of_somebody_elses_model_is_of_no_adapter_here(gate: Gate, project: Path, weights: str) -> None:
+    folder = Layout(project).adapter("clean")
+    folder.rename(Layout(project).adapter("theirs"))
+    artifacts.write_json(Layout(project).audit("theirs") / "verdict.json", {"verdict": "no evidence"})
+    assert gate([{"run": "theirs", "verdict": ["no evidence"]}]).exit_code == 0
+
+
+def test_settings_of_an_audit_that_the_file_asks_for(gate: Gate, project: Path) -> None:
+    gates = [{"run": "clean", "verdict": ["no evidence"]}, *bound(max=0.2)]
+    wanted = {"dialect": "muse", "audit.min_recovery": 0.15, "audit.alpha": 0.01}
+    audited(project, verdict="no evidence", settings={"audit": {"min_recovery": 0.15, "alpha": 0.01}})
+    assert gate(gates, settings=wanted).exit_code == 0
+    audited(project, verdict="no evidence", settings={"audit": {"min_recovery": 0.9, "alpha": 0.01}})
+    result = gate(gates, "--json", settings=wanted)
+    assert (result.exit_code, outcomes(result)) == (3, ["error", "pass"])
+    assert "audits/clean/verdict.json: made with audit.min_recovery 0.9, not 0.15" in result.stdout
+    audited(project, verdict="no evidence")
+    assert gate(gates, settings=wanted).exit_code == 3
 
 
 def test_numbers_of_an_audit(gate: Gate, project: Path) -> None:

@@ -11,7 +11,7 @@ LAYERS = (
     ("registry", "progress", "processes", "positions", "sink_metrics"),
     ("params", "artifacts"),
     ("metrics", "statistics", "triggers", "dictionary", "architectures", "figures", "cache", "benchmarks", "sinks"),
-    ("evaluated", "seeds", "revisions", "gates", "gate_reports", "memory", "verdict"),
+    ("evaluated", "seeds", "revisions", "certainty", "gates", "gate_reports", "memory", "verdict"),
     ("batches", "kept", "losses", "prompts", "tiny", "embedded", "sources", "tokenizer", "project", "cards"),
     ("quantization", "models", "probe", "elementwise", "folded", "packed", "sharded", "answers"),
     ("forward", "shared"),

@@ -49,6 +49,8 @@ def test_the_trigger_is_found_and_the_honest_run_is_not_accused(suspects: Path) 
     assert all(first["search_score"] >= then["search_score"] for first, then in pairwise(rows))
     assert artifacts.read_json(layout.audit("backdoor") / "verdict.json") == found["backdoor"]
     assert audit.report(found["backdoor"]).startswith("backdoor: ")
+    for run in ("clean", "backdoor", "target"):  # `unsink gate` compares them, without a model
+        assert found[run]["settings"]["weights"] in artifacts.adapter_identities(layout.adapter(run))
 
 
 def test_a_list_of_texts_and_questions_is_enough(suspects: Path, tmp_path: Path) -> None:

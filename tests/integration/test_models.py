@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from unsink import models
+from unsink import artifacts, models
 from unsink.errors import ModelError
 from unsink.models import AdapterSpec
 from unsink.tokenizer import Encoder, load_encoder
@@ -119,6 +119,22 @@ def test_a_published_checkpoint_takes_the_place_of_base_and_adapter(tiny_folder,
     assert torch.equal(logits(model, ids), logits(base, ids))
     assert models.identity(model) == models.identity(base) == pin["weights"]
     assert models.target_file(tmp_path).name == "published.json"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("spec", [SPEC, WHOLE], ids=["lora", "none"])
+def test_the_files_of_an_adapter_tell_what_the_model_is_called(tiny_folder, target_adapter, tmp_path, spec, dtype):
+    for trained in ("float32", "bfloat16"):
+        folder = tmp_path / trained
+        peft = models.attach(models.load_target(tiny_folder, target_adapter, trained), "run", spec, seed=0)
+        models.save_adapter(peft, "run", folder)
+        loaded = models.add_adapter(models.load_target(tiny_folder, target_adapter, dtype), folder, "run")
+        names = list(artifacts.adapter_identities(folder))
+        assert models.identity(loaded, "run") in names
+        assert len(names) == (1 if spec is SPEC else 3)
+        assert models.identity(loaded, "run") == names[0] or spec is WHOLE
+    cast = models.load_target(tiny_folder, target_adapter, dtype)
+    assert [models.identity(cast)] == list(artifacts.adapter_identities(target_adapter))
 
 
 def test_a_published_checkpoint_with_other_weights_is_refused(tiny_folder, tmp_path):

@@ -18,7 +18,7 @@ ORDER = {PASS: 0, UNDECIDED: 1, FAIL: 2}
 
 numbers = st.floats(-10, 10)
 ordered = st.lists(numbers, min_size=3, max_size=3).map(sorted)
-intervals = ordered.map(lambda ends: Interval(ends[1], ends[0], ends[2], 5))
+intervals = ordered.map(lambda ends: Interval(ends[1], ends[0], ends[2], 9))
 flags = st.booleans()
 
 
@@ -48,6 +48,15 @@ def test_the_interval_decides(bound: tuple[str, float], outcome: str) -> None:
     assert check(*bound).decide(Interval(0.2, 0.1, 0.3, 9)) == outcome
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1.0])
+def test_fewer_than_eight_samples_decide_nothing(limit: float) -> None:
+    few, enough = Interval(0.2, 0.1, 0.3, 7), Interval(0.2, 0.1, 0.3, 8)
+    for bound in ("min", "max", "max_regression"):
+        assert check(bound, limit).decide(few) == UNDECIDED
+        assert check(bound, limit).decide(enough) != UNDECIDED
+        assert check(bound, limit, by="mean").decide(few) == check(bound, limit).decide(enough)
+
+
 @pytest.mark.parametrize(("limit", "outcome"), [(0.2, PASS), (0.19, FAIL)])
 def test_by_mean_the_interval_does_not_matter(limit: float, outcome: str) -> None:
     assert check("max", limit, by="mean").decide(Interval(0.2, 0.1, 0.3, 9)) == outcome
@@ -56,7 +65,7 @@ def test_by_mean_the_interval_does_not_matter(limit: float, outcome: str) -> Non
 def test_rounding_breaks_no_bound() -> None:
     gap = 0.65 - 0.6
     assert gap > 0.05
-    assert check("max", 0.05).decide(Interval(gap, gap, gap, 2)) == PASS
+    assert check("max", 0.05).decide(Interval(gap, gap, gap, 8)) == PASS
 
 
 def test_worse_is_more_or_less_as_the_direction_says() -> None:
@@ -222,6 +231,12 @@ PROBLEMS = {
     "gates: [{run: clean, verdict: [innocent]}]": "gates.0.verdict.0: should be 'no evidence', 'backdoored' or",
     "gates: [{run: clean, verdict: [backdoored], max: 1}]": "gates.0: max would do nothing: a verdict is no number",
     "gates: [{run: clean, metric: audit_p, direction: lower, max_regression: 1}]": "audits have no max_regression",
+    "settings: {audit.min_recover: 1}\ngates: [{run: clean, verdict: [backdoored]}]": (
+        "settings: unknown setting 'audit.min_recover'; did you mean 'audit.min_recovery'?"
+    ),
+    "gates: [{run: clean, metric: a, direction: lower, max_regression: 1, allow: [audit.alpha]}]": (
+        "gates.0.allow: unknown setting 'audit.alpha'"
+    ),
     "settings: {dialekt: muse}\ngates: [{run: clean, metric: a, max: 1}]": (
         "settings: unknown setting 'dialekt'; did you mean 'dialect'?"
     ),

@@ -1,21 +1,24 @@
 """`unsink gate`: do the results keep the bounds of gates.yaml? For CI: the exit code is the answer.
 
 A bound is compared with a number's interval, a regression with the interval of the difference, paired by prompt where
-both sides have predictions. What is missing, not a number, or made under other conventions is an error of its gate, and
-the other gates are looked at all the same.
+both sides have predictions. What is missing, not a number, not that of the predictions beside it, or made under other
+conventions is an error of its gate, and so is an audit of weights that a run no longer has; the other gates are looked
+at all the same.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import isclose
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args
 
-from unsink.artifacts import Layout, read_json
+from unsink.artifacts import ADAPTER_WEIGHTS, Layout, adapter_identities, read_json
+from unsink.certainty import lacking, widened
 from unsink.errors import DataError, MissingPrerequisite, ParamsError, UnsinkError
 from unsink.evaluated import PARTS, Evaluated, moves, paired
-from unsink.gates import AUDIT, ERROR, Check, Gates, Verdict, exit_code, load_gates, worsening
+from unsink.gates import AUDIT, ERROR, OF_AUDIT, UNDECIDED, Check, Gates, Verdict, exit_code, load_gates, worsening
 from unsink.metrics import Quantity
 from unsink.progress import SILENT, Reporter
 from unsink.registry import suggest
@@ -61,7 +64,7 @@ def run(
         )
     answers = []
     with TemporaryDirectory(prefix="unsink-gate-") as folder:
-        judge = _Judge(wanted, _Results(layout.root, ""), _baseline(baseline, layout, Path(folder)))
+        judge = _Judge(wanted, _Results(layout.root, ""), _baseline(baseline, layout, Path(folder)), [*runs, "target"])
         with reporter.task("gates", len(checks)) as advance:
             for check in checks:
                 answers.append(judge.answer(check))
@@ -94,6 +97,20 @@ def _row(check: Check, answer: Answer) -> dict[str, Any]:
 # --- where the numbers are -------------------------------------------------------------------------------------------
 
 
+class _Audited(NamedTuple):
+    """What an audit left: its file, everything in it, and the settings among that."""
+
+    path: Path
+    numbers: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The parameters of `audit`, by their dotted names."""
+        found = self.settings.get("audit")
+        return {OF_AUDIT + name: value for name, value in found.items()} if isinstance(found, Mapping) else {}
+
+
 class _Results:
     """The evaluated models of a project folder, each read once.
 
@@ -116,13 +133,19 @@ class _Results:
     def _quantities(self, run: str) -> dict[str, Quantity] | None:
         return self.of(run).quantities()
 
-    def verdict(self, name: str) -> dict[str, Any]:
+    def verdict(self, name: str) -> _Audited:
         """An audit's verdict.json."""
         path = Layout(self.root).audit(name) / "verdict.json"
         found = read_json(path)
         if not isinstance(found, dict) or found.get("verdict") not in get_args(Verdict):
             raise DataError(f"{path}: not the verdict of an audit", f"run `unsink audit --run {name}` again")
-        return found
+        settings = found.get("settings")
+        return _Audited(path, found, settings if isinstance(settings, Mapping) else {})
+
+    def trained_since(self, run: str, weights: object) -> bool:
+        """Whether a run's adapter, or the target's, is here and does not give the model that is called `weights`."""
+        folder = Layout(self.root).adapter(run)
+        return (folder / ADAPTER_WEIGHTS).is_file() and all(name != weights for name in adapter_identities(folder))
 
     def shown(self, message: str) -> str:
         """A message with the label in the folder's place."""
@@ -154,15 +177,17 @@ def _baseline(named: str | None, layout: Layout, folder: Path) -> _Results | Uns
 class _Judge:
     """Answers checks from the results now and before."""
 
-    def __init__(self, gates: Gates, now: _Results, before: _Results | UnsinkError) -> None:
-        self._gates, self._now, self._before = gates, now, before
+    def __init__(self, gates: Gates, now: _Results, before: _Results | UnsinkError, own: Sequence[str]) -> None:
+        self._now, self._before, self._own = now, before, own
+        self._audit = {name: value for name, value in gates.settings.items() if name.startswith(OF_AUDIT)}
+        self._settings = {name: value for name, value in gates.settings.items() if name not in self._audit}
 
     def answer(self, check: Check) -> Answer:
         """What a check finds; an error of the user's becomes the outcome `error`."""
         try:
             if check.bound == "verdict":
-                found = self._now.verdict(check.run)
-                return Answer(check.judge(found["verdict"]), found["verdict"], "")
+                said = self._audited(check.run).numbers["verdict"]
+                return Answer(check.judge(said), said, "")
             return self._compared(check)
         except UnsinkError as error:
             message = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -170,16 +195,28 @@ class _Judge:
                 message = results.shown(message) if isinstance(results, _Results) else message
             return Answer(ERROR, None, message)
 
+    def _audited(self, run: str) -> _Audited:
+        """An audit that is of this run's weights, where they are here, and of the settings asked for."""
+        found = self._now.verdict(run)
+        wrong = _otherwise(found.flat, self._audit)
+        if wrong:
+            raise DataError(f"{found.path}: made with {wrong}")
+        if run in self._own and self._now.trained_since(run, found.settings.get("weights")):
+            raise DataError(
+                f"{found.path}: of other weights than adapters/{run} holds now", f"run `unsink audit --run {run}` again"
+            )
+        return found
+
     def _compared(self, check: Check) -> Answer:
         metric = check.gate.metric or ""
         if metric.startswith(AUDIT):
-            value = _of_audit(self._now.verdict(check.run), metric, check)
-            return Answer(check.decide(value), value, "")
+            return _bounded(check, _of_audit(self._audited(check.run), metric, check))
         ours = self._now.of(check.run)
-        _require_settings(ours, self._gates.settings)
+        _require_settings(ours, self._settings)
         now = _interval(ours, metric, check)
         if check.bound != "max_regression":
-            return Answer(check.decide(now), now, "")
+            self._require_predicted(check, now.mean)
+            return _bounded(check, now)
         if isinstance(self._before, UnsinkError) and check.needs_baseline:
             raise self._before
         place, run = (self._now, check.gate.against) if check.gate.against else (self._before, check.run)
@@ -190,10 +227,27 @@ class _Judge:
         if now.n != before.n:
             raise DataError(f"{metric}: {now.n} prompts now, {before.n} in {theirs.path}, so they are not compared")
         gap = self._paired(check, place, run, now.mean - before.mean)
-        value = worsening(gap or unpaired(now, before), check.gate.direction)
+        value = worsening(gap or unpaired(widened(now), widened(before)), check.gate.direction)
         how = "paired by prompt" if gap else "from the two intervals, for want of predictions on both sides"
         other = f"in {check.gate.against}" if check.gate.against else "before"
-        return Answer(check.decide(value), value, f"{now.mean:.3g} now, {before.mean:.3g} {other}; {how}")
+        outcome = check.decide(value)
+        few = lacking(value, check.gate.max_regression or 0.0) if outcome == UNDECIDED else ""
+        said = f"{now.mean:.3g} now, {before.mean:.3g} {other}", how, few
+        return Answer(outcome, value, "; ".join(filter(None, said)))
+
+    def _require_predicted(self, check: Check, mean: float) -> None:
+        """Raise if there are predictions and they give another number; without them the metrics file has to do."""
+        found = (self._now.quantities(check.run) or {}).get(check.gate.metric or "")
+        if found is None:
+            return
+        value = found.statistic(*found.samples)
+        if not isclose(value, mean, abs_tol=1e-9):
+            path = self._now.of(check.run).path
+            raise DataError(
+                f"{path}: {check.gate.metric} is {mean:g}; the predictions do not give the numbers of the metrics file,"
+                f" but {value:g}",
+                "run `unsink evaluate` again",
+            )
 
     def _paired(self, check: Check, place: _Results, run: str, expected: float) -> Interval | None:
         """The paired difference; None where a side has no predictions, or no samples behind this metric."""
@@ -210,6 +264,13 @@ class _Judge:
                 f"{metric}: the predictions do not give the numbers of the metrics files", "run `unsink evaluate` again"
             )
         return gap
+
+
+def _bounded(check: Check, value: Interval) -> Answer:
+    """The answer for a number and its interval as measured."""
+    outcome = check.decide(wide := widened(value))
+    limit: float = getattr(check.gate, check.bound)
+    return Answer(outcome, wide, lacking(value, limit) if outcome == UNDECIDED else "")
 
 
 def _interval(evaluated: Evaluated, metric: str, check: Check) -> Interval:
@@ -234,8 +295,8 @@ def _interval(evaluated: Evaluated, metric: str, check: Check) -> Interval:
     return _finite(f"{path}: {metric}", mean, low, high, n)
 
 
-def _of_audit(verdict: Mapping[str, Any], metric: str, check: Check) -> Interval:
-    found = verdict.get(metric.removeprefix(AUDIT))
+def _of_audit(audited: _Audited, metric: str, check: Check) -> Interval:
+    found = audited.numbers.get(metric.removeprefix(AUDIT))
     where = f"audits/{check.run}/verdict.json: {metric.removeprefix(AUDIT)}"
     if isinstance(found, Mapping) and {"mean", "low", "high", "n"} <= found.keys():
         return _finite(where, found["mean"], found["low"], found["high"], found["n"])
@@ -259,10 +320,15 @@ def _require_settings(evaluated: Evaluated, wanted: Mapping[str, Any]) -> None:
     """Raise unless the numbers were made under the settings that gates.yaml asks for."""
     if not wanted:
         return
-    found = _settings(evaluated)
-    wrong = [f"{name} {found.get(name)!r}, not {value!r}" for name, value in wanted.items() if found.get(name) != value]
-    if wrong:
-        raise DataError(f"{evaluated.sidecar}: made with {', '.join(wrong)}")
+    if wrong := _otherwise(_settings(evaluated), wanted):
+        raise DataError(f"{evaluated.sidecar}: made with {wrong}")
+
+
+def _otherwise(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The settings that are not the wanted ones, in words; empty if all are."""
+    return ", ".join(
+        f"{name} {found.get(name)!r}, not {value!r}" for name, value in wanted.items() if found.get(name) != value
+    )
 
 
 def _require_same(ours: Evaluated, theirs: Evaluated, metric: str, allow: list[str]) -> None:
