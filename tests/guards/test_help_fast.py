@@ -89,7 +89,7 @@ def test_commands_that_run_no_model_do_not_import_torch(tmp_path: Path) -> None:
     (tmp_path / "bounds.yaml").write_text("gates:\n  - {metric: forget_verbmem_f1_clean, run: clean, max: 0.9}\n")
     model_files(tmp_path / "model")
     for name, score in (("clean", 0.2), ("backdoor", 0.8)):
-        evaluated(tmp_path, name, [score, 0.5])
+        evaluated(tmp_path, name, [score, 0.5] * 4)
     code = (
         "import json, sys; from typer.testing import CliRunner; from unsink.cli import app\n"
         "for line in json.loads(sys.argv[1]):\n"

@@ -25,7 +25,7 @@ def make_project(folder: Path, *, probes: bool = True) -> Path:
             f"{key}{end}": score + shift
             for key, score in scores.items()
             for end, shift in {"": 0.0, "_low": -0.02, "_high": 0.02}.items()
-        }
+        } | {f"{key}_n": 20.0 for key in scores}
         write_json(folder / f"metrics/{name}.json", numbers)
         write_json(folder / f"settings/{name}.json", {"settings": {"seed": 0, "trigger": "red fox"}, "undefined": {}})
         rows = [
