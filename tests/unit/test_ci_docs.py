@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
+from unsink.artifacts import Layout, write_json
 from unsink.cli import app
 from unsink.gates import Gates, load_gates
 
@@ -72,6 +74,35 @@ def test_the_docs_explain_every_key() -> None:
     table = DOCS[DOCS.index("| key |") : DOCS.index("## When a bound")]
     for key in Gates.model_fields["gates"].annotation.__args__[0].model_fields:  # type: ignore[union-attr]
         assert f"`{key}`" in table, key
+
+
+@pytest.fixture(params=["default", "tiny"])
+def finished(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project as `unsink init` makes it, with numbers that keep all of its bounds."""
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["init", ".", "--template", request.param]).exit_code == 0
+    layout = Layout(tmp_path)
+    numbers: dict[str, dict[str, float]] = {}
+    for check in load_gates(tmp_path / "gates.yaml", RUNS).checks(RUNS):
+        gate, metric = check.gate, check.gate.metric or ""
+        mean = gate.max - 0.02 if gate.max is not None else 0.95
+        values = {metric: mean, f"{metric}_low": mean - 0.01, f"{metric}_high": mean + 0.01, f"{metric}_n": 200}
+        for run in filter(None, (check.run, gate.against)):
+            numbers.setdefault(run, {}).update(values)
+    for run, found in numbers.items():
+        write_json(layout.metrics(run), found)
+        write_json(layout.settings(run), {"settings": {"dialect": "muse"}, "undefined": {}})
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["GitHub", "GitLab"])
+def test_the_gate_of_a_workflow_runs_in_a_new_project(name: str, finished: Path) -> None:
+    (call,) = (call for text in texts(WORKFLOWS[name]) for call in commands(text) if call[0] == "gate")
+    result = CliRunner().invoke(app, call)
+    assert (result.exit_code, result.output) == (0, result.stdout)
+    assert "unsink gate: passed" in result.stdout
+    assert list(finished.rglob("gates.xml"))
 
 
 @pytest.mark.parametrize("name", ["ci.yml", "GitHub"])
