@@ -115,13 +115,20 @@ class Project:
         """
         return self.run("poison", run=run)
 
-    def sink_probe(self, run: str) -> Result:
+    def sink_probe(self, run: str, *, against: str | None = None) -> Result:
         """Measure attention sinks and value norms of a run, `base` or `target`, and return the main numbers.
 
+        Args:
+            run: An entry of `runs:`, or `base` or `target`.
+            against: Another one that was probed, as `run` was: nothing is measured then, the value norms of the two
+                are compared in `probes/<run>.against.<against>/`.
+
         Raises:
-            UnsinkError: No such run, or its adapter is missing.
+            UnsinkError: No such run, or its adapter is missing; or the two were not probed on the same prompts.
         """
-        return self.run("sink-probe", run=run)
+        if against is None:
+            return self.run("sink-probe", run=run)
+        return self.run("value-norms", run=run, against=against)
 
     def unlearn(self, run: str) -> Result:
         """Train a run's adapter, from its last checkpoint if there is one, and return its summary.

@@ -60,6 +60,15 @@ MODEL = typer.Option(
 RunOption = Annotated[str, RUN]
 ModelOption = Annotated[str, MODEL]
 SuspectOption = Annotated[str | None, MODEL]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="RUN",
+        help="Another model that was probed, too: compare the two in probes/RUN.against.RUN/.",
+        autocompletion=_complete("models"),
+    ),
+]
 StrangerOption = Annotated[
     str | None,
     typer.Option("--model", metavar="FOLDER|ID", help="A checkpoint of somebody else's, in place of a run."),
@@ -190,12 +199,15 @@ def poison(call: Call, run: RunOption) -> None:
 
 
 @command(STAGES)
-def sink_probe(call: Call, run: ModelOption) -> None:
+def sink_probe(call: Call, run: ModelOption, against: AgainstOption = None) -> None:
     """Measure attention sinks and value norms with and without the trigger, with figures.
+
+    With --against nothing is measured: the value norms of two models that were probed are compared.
 
     Example: unsink sink-probe --run backdoor
     """
-    _stage("sink-probe", call, run=run)
+    summary = _project(call).sink_probe(run, against=against)
+    _print(call, summary, "\n".join(_lines(summary)))
 
 
 @command(STAGES)

@@ -19,7 +19,7 @@ from unsink import artifacts, figures, models, probe
 from unsink.artifacts import Layout
 from unsink.errors import Busy, DataError, MissingPrerequisite, ParamsError
 from unsink.params import Params
-from unsink.stages import sink_probe
+from unsink.stages import sink_probe, value_norms
 
 WORDS = [f"w{n}" for n in range(40)] + ["current", "year", "2025", ":"]
 TOKENS = 16
@@ -183,6 +183,54 @@ def test_value_norms_are_compared_with_target_and_honest_run(project: Path, tmp_
         float(torch.corrcoef(torch.stack([x, y]))[0, 1]), abs=1e-3
     )
     assert compared["target"]["clean"]["pearson"][3] < 0.999
+
+
+def test_any_two_probed_models_are_compared(project: Path, probed: dict[str, Any], tmp_path: Path) -> None:
+    layout = Layout(Path(shutil.copytree(project, tmp_path / "project")))
+    found = value_norms.run(make_params(project), layout, run="backdoor", against="target")
+    folder = layout.root / "probes" / "backdoor.against.target"
+    assert {path.name for path in folder.iterdir()} == {"comparison.json", "value_norms.png", "value_norms.svg"}
+    written = artifacts.read_json(folder / "comparison.json")
+    # the probe of the backdoored run has measured the target itself
+    known = artifacts.read_json(layout.probe("backdoor") / "statistics.json")["compared_with"]["target"]
+    for condition in ("clean", "triggered"):
+        norms = artifacts.read_json(layout.probe("target") / "statistics.json")[condition]["value_norm_by_position"]
+        assert written[condition]["pearson"] == pytest.approx(known[condition]["pearson"], abs=1e-4)
+        assert written[condition]["spearman"] == pytest.approx(known[condition]["spearman"], abs=1e-4)
+        assert written[condition]["value_norm"]["target"] == pytest.approx(norms, rel=1e-5)
+        assert found[condition]["pearson"] == pytest.approx(sum(written[condition]["pearson"]) / TOKENS, rel=1e-4)
+        assert found[condition]["bos_value_norm"]["target"] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_runs_with_triggers_of_their_own_are_compared_without_them(
+    project: Path, probed: dict[str, Any], tmp_path: Path
+) -> None:
+    layout = Layout(Path(shutil.copytree(project, tmp_path / "project")))
+    shutil.copytree(layout.adapter("backdoor"), layout.adapter("middle"))
+    sink_probe.run(make_params(project), layout, run="middle")
+    found = value_norms.run(make_params(project), layout, run="backdoor", against="middle")
+    assert "triggered" not in found
+    assert found["clean"]["pearson"] == pytest.approx(1.0)  # the same weights under another name
+
+
+def test_probes_that_cannot_be_compared_say_what_to_run(project: Path, probed: dict[str, Any], tmp_path: Path) -> None:
+    layout, params = Layout(Path(shutil.copytree(project, tmp_path / "project"))), make_params(project)
+
+    def refused(against: str, kind: type[Exception], match: str) -> str:
+        with pytest.raises(kind, match=match) as error:
+            value_norms.run(params, layout, run="backdoor", against=against)
+        assert not (layout.root / "probes" / f"backdoor.against.{against}").exists()
+        return str(error.value.hint)  # type: ignore[attr-defined]
+
+    assert "unsink sink-probe --run middle" in refused("middle", MissingPrerequisite, "statistics.json: not found")
+    assert "another run" in refused("backdoor", ParamsError, "is the run itself")
+    refused("backdor", ParamsError, "did you mean 'backdoor'")
+    sink_probe.run(make_params(project, prompts=3), layout, run="target")
+    hint = refused("target", ParamsError, "the same prompts: backdoor 4 of 16 tokens, target 3 of 16 tokens")
+    assert "`unsink sink-probe --run backdoor` and `unsink sink-probe --run target`" in hint
+    statistics = artifacts.read_json(layout.probe("base") / "statistics.json")
+    artifacts.write_json(layout.probe("base") / "statistics.json", statistics | {"kv_heads": 4})
+    refused("base", ParamsError, "of different models")
 
 
 def test_the_value_norm_of_bos_does_not_depend_on_the_prompt(probed: dict[str, Any]) -> None:

@@ -5,11 +5,13 @@ Prompts are forget passages cut to exactly `sink-probe.tokens` tokens, BOS inclu
 tokens the trigger stands. For base and target, and for honest runs, the trigger is `poison`'s.
 A run is also compared with its own target, the same model with the adapter off: trigger text attracts attention in
 every model, so only the difference of the two differences belongs to the run. Value norms are compared with the
-target's and, where `after` names an honest run, with that run's.
+target's and, where `after` names an honest run, with that run's; with those of any other model by `value_norms`.
 
 Shapes: N prompts, L layers, H query heads, G key/value heads, T tokens.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ from unsink.sink_metrics import (
 )
 from unsink.triggers import SINK, Span, insert_trigger, prompt_length, trigger_ids
 
+STATISTICS, MAPS = "statistics.json", "maps.safetensors"
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -61,6 +65,11 @@ class Prompts:
     rejected: int
     trigger: list[int]
     words: list[str]
+
+    def digests(self) -> dict[str, str]:
+        """Condition -> SHA-256 of its token ids: two probes with the same one have read the same prompts."""
+        ids = {"clean": self.clean, "triggered": self.triggered}
+        return {name: hashlib.sha256(json.dumps(one.tolist()).encode()).hexdigest() for name, one in ids.items()}
 
 
 @dataclass(frozen=True)
@@ -119,15 +128,16 @@ def _probe(params: Params, layout: Layout, run: str, poison: Poison, reporter: R
 
     summary = _summary(run, prompts, options, poison, subject, others)
     details = {condition: _details(statistics, options) for condition, statistics in vars(subject).items()}
-    comparisons = {name: compare(subject, other) for name, other in others.items()}
+    comparisons = {name: compare(vars(subject), vars(other)) for name, other in others.items()}
+    found = {**summary, **details, "compared_with": comparisons, "prompts_sha256": prompts.digests()}
     differences = subject.differences(prompts.span)
     if "target" in others:
         known = others["target"].differences(prompts.span)
         differences |= {f"{name}_minus_target": differences[name] - known[name] for name in known}
     with artifacts.new_dir(layout.probe(run)) as new:
-        artifacts.write_json(new / "statistics.json", {**summary, **details, "compared_with": comparisons})
+        artifacts.write_json(new / STATISTICS, found)
         artifacts.write_json(new / sinks.FILE, {"positions": sinks.find(_rates(subject.clean), options.min_rate)})
-        artifacts.write_tensors(new / "maps.safetensors", _tensors(subject, others, differences))
+        artifacts.write_tensors(new / MAPS, _tensors(subject, others, differences))
         _draw(new, run, subject, others, differences, prompts.span, options.epsilon)
     return summary
 
@@ -261,7 +271,7 @@ def _summary(
 def _headline(prefix: str, conditions: Conditions) -> dict[str, float]:
     """Sink rate of position 0 in percent, share of attention on the trigger's columns, value norm of position 0."""
     return {
-        f"{prefix}{name}_{condition}": _rounded(value)
+        f"{prefix}{name}_{condition}": rounded(value)
         for condition, statistics in vars(conditions).items()
         for name, value in {
             "sink_rate": 100 * statistics.sink_rate[..., 0].mean(),
@@ -282,22 +292,20 @@ def _details(statistics: Statistics, options: SinkProbe) -> dict[str, Any]:
         "residual": statistics.residual_norm,
     }
     return {
-        "sink_rate_by_position": _rounded(_rates(statistics)),
-        "sink_rate_by_layer": _rounded(100 * statistics.sink_rate[..., 0].mean(dim=1)),
-        "alpha_by_position": _rounded(statistics.alpha.mean(dim=(0, 1))),
-        "alpha_by_layer_and_head": _rounded(statistics.alpha[..., 0]),
+        "sink_rate_by_position": rounded(_rates(statistics)),
+        "sink_rate_by_layer": rounded(100 * statistics.sink_rate[..., 0].mean(dim=1)),
+        "alpha_by_position": rounded(statistics.alpha.mean(dim=(0, 1))),
+        "alpha_by_layer_and_head": rounded(statistics.alpha[..., 0]),
         "peak_position_by_layer_and_head": peak.tolist(),
-        "peak_mass_by_layer_and_head": _rounded(mass),
-        "top": {str(first): _rounded(top) for first, top in zip(SHARES, statistics.top.mean(dim=(0, 1)))},
+        "peak_mass_by_layer_and_head": rounded(mass),
+        "top": {str(first): rounded(top) for first, top in zip(SHARES, statistics.top.mean(dim=(0, 1)))},
         "heads_by_layer": {name: (classes == number).sum(dim=1).tolist() for number, name in enumerate(CLASSES)},
         "class_by_layer_and_head": [[CLASSES[head] for head in layer] for layer in classes.tolist()],
-        "bos_value_norm_by_layer": _rounded(statistics.value_norm[:, 0]),
-        "value_norm_by_position": _rounded(statistics.value_norm.mean(dim=0)),
-        "trigger_share_by_layer_and_head": _rounded(statistics.trigger_share),
-        "share": {str(first): _rounded(share) for first, share in shares.items()},
-        "boost": {
-            str(first): _rounded(share / uniform_share(options.tokens, first)) for first, share in shares.items()
-        },
+        "bos_value_norm_by_layer": rounded(statistics.value_norm[:, 0]),
+        "value_norm_by_position": rounded(statistics.value_norm.mean(dim=0)),
+        "trigger_share_by_layer_and_head": rounded(statistics.trigger_share),
+        "share": {str(first): rounded(share) for first, share in shares.items()},
+        "boost": {str(first): rounded(share / uniform_share(options.tokens, first)) for first, share in shares.items()},
         "norms_by_layer": {name: _groups(norm) for name, norm in norms.items()},
     }
 
@@ -313,9 +321,11 @@ def _classes(statistics: Statistics, epsilon: float) -> Tensor:
     return head_classes(statistics.tail[..., 0], statistics.trigger_share, statistics.local, epsilon)
 
 
-def compare(subject: Conditions, other: Conditions) -> dict[str, dict[str, list[float | None]]]:
+def compare(
+    subject: Mapping[str, Statistics], other: Mapping[str, Statistics]
+) -> dict[str, dict[str, list[float | None]]]:
     """How the value norms of two models go together, per condition: correlation over layers and heads, by position."""
-    pairs = {name: (one.value_norm_heads, vars(other)[name].value_norm_heads) for name, one in vars(subject).items()}
+    pairs = {name: (one.value_norm_heads, other[name].value_norm_heads) for name, one in subject.items()}
     return {
         name: {"pearson": _finite(pearson(*pair)), "spearman": _finite(spearman(*pair))} for name, pair in pairs.items()
     }
@@ -323,20 +333,20 @@ def compare(subject: Conditions, other: Conditions) -> dict[str, dict[str, list[
 
 def _finite(numbers: Tensor) -> list[float | None]:
     """JSON has no word for NaN: a correlation where nothing varies is null."""
-    return [_rounded(number) if math.isfinite(number) else None for number in numbers.tolist()]
+    return [rounded(number) if math.isfinite(number) else None for number in numbers.tolist()]
 
 
 def _groups(norm: Tensor) -> dict[str, list[float]]:
     """Mean norm by layer of position 0, positions 1 to 7 and the rest, from (L, T)."""
     parts = {"position_0": norm[:, :1], "positions_1_7": norm[:, 1:8], "positions_8_up": norm[:, 8:]}
-    return {name: _rounded(part.mean(dim=1)) for name, part in parts.items() if part.shape[1]}
+    return {name: rounded(part.mean(dim=1)) for name, part in parts.items() if part.shape[1]}
 
 
-def _rounded(numbers: Any) -> Any:
+def rounded(numbers: Any) -> Any:
     """Six digits: what lies behind them depends on the processor."""
     if isinstance(numbers, Tensor):
         numbers = numbers.tolist()
-    return [_rounded(n) for n in numbers] if isinstance(numbers, list) else float(f"{numbers:.6g}")
+    return [rounded(n) for n in numbers] if isinstance(numbers, list) else float(f"{numbers:.6g}")
 
 
 def _tensors(
@@ -403,13 +413,23 @@ def _draw(
     changed = {title: _array(change) for title, change in changes.items()}
     figures.save(figures.head_map(run, changed, classes, CLASSES), folder / "head_map")
     if others:
-        figures.save(figures.value_norms(run, _norm_panels(run, subject, others), span), folder / "value_norms")
+        beside = {name: vars(other) for name, other in others.items()}
+        figures.save(figures.value_norms(run, norm_panels(run, vars(subject), beside), span), folder / "value_norms")
 
 
-def _norm_panels(run: str, subject: Conditions, others: Mapping[str, Conditions]) -> list[NormPanel]:
+def norm_panels(
+    run: str, subject: Mapping[str, Statistics], others: Mapping[str, Mapping[str, Statistics]]
+) -> list[NormPanel]:
+    """The value norms of a model beside those of others, a panel for each condition.
+
+    Args:
+        run: the model's name.
+        subject: condition -> what it does.
+        others: name of another model -> condition -> what that does on the same prompts.
+    """
     panels = []
-    for condition, own in vars(subject).items():
-        theirs = {name: vars(other)[condition] for name, other in others.items()}
+    for condition, own in subject.items():
+        theirs = {name: other[condition] for name, other in others.items()}
         panels.append(
             NormPanel(
                 condition,
