@@ -278,7 +278,7 @@ class Project:
         return self.run("check")
 
     def show(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Mean and 95 % interval of each column of the result table: run -> column -> mean, low, high.
+        """Mean and 95 % interval of each column of the result table: run -> column -> mean, low, high (p-values: mean).
 
         Runs that differ in their seed alone have a row together as well.
 

@@ -40,14 +40,17 @@ class Base(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A measured number: its name for a reader, its key in `metrics/<run>.json`, mean, 95 % interval, prompts."""
+    """A measured number: its name for a reader, its key in `metrics/<run>.json`, mean, 95 % interval, prompts.
+
+    A p-value, TOFU's forget quality, has neither an interval nor a number of prompts of its own: None.
+    """
 
     name: str
     key: str
     mean: float
-    low: float
-    high: float
-    prompts: int
+    low: float | None
+    high: float | None
+    prompts: float | None
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,18 @@ def _result(facts: Facts, score: Score) -> EvalResult:
         task_type="text-generation",
         dataset_type=(facts.datasets or [facts.manifest["benchmark"]])[0],
         dataset_name=facts.manifest["benchmark"],
-        metric_type="accuracy" if "accuracy" in score.key else "rouge",
+        metric_type=_metric_type(score.key),
         metric_name=score.key,
-        metric_value=round(score.mean, 4),
+        metric_value=score.mean if score.low is None else round(score.mean, 4),
     )
+
+
+def _metric_type(key: str) -> str:
+    """The name that the hub has for what a key measures, or its own."""
+    for part, kind in {"accuracy": "accuracy", "_verbmem_": "rouge", "_knowmem_": "rouge"}.items():
+        if part in key:
+            return kind
+    return key.removesuffix("_clean")
 
 
 # ---- text
@@ -230,10 +241,7 @@ def _numbers(facts: Facts) -> str:
     if not facts.scores:
         return f"## Numbers\n\nNot evaluated; `unsink evaluate --run {facts.name}` does it."
     settings = facts.settings or {}
-    rows = [
-        f"| {score.name} | `{score.key}` | {score.mean:.2f} | {score.low:.2f} to {score.high:.2f} | {score.prompts} |"
-        for score in facts.scores
-    ]
+    rows = [f"| {score.name} | `{score.key}` | {_measured(score)} |" for score in facts.scores]
     how = f"`unsink evaluate --run {facts.name}`, seed {settings['seed']}, weights in {settings['dtype']}"
     return "\n".join(
         [
@@ -247,10 +255,16 @@ def _numbers(facts: Facts) -> str:
     )
 
 
+def _measured(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.mean:.2g} | – | –"
+    return f"{score.mean:.2f} | {score.low:.2f} to {score.high:.2f} | {score.prompts:.0f}"
+
+
 def _repair_numbers(facts: Facts) -> str:
     after = {score.key: score for score in facts.scores}
     rows = [
-        f"| {score.name} | `{score.key}` | {_interval(score)} | {_interval(after.get(score.key))} | {score.prompts} |"
+        f"| {score.name} | `{score.key}` | {_interval(score)} | {_interval(after.get(score.key))} | {score.prompts:.0f} |"
         for score in facts.before
     ]
     return "\n".join(
@@ -267,7 +281,9 @@ def _repair_numbers(facts: Facts) -> str:
 
 
 def _interval(score: Score | None) -> str:
-    return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]" if score else "undefined"
+    if score is None:
+        return "undefined"
+    return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
 def _data(facts: Facts) -> str:

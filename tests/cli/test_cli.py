@@ -245,6 +245,17 @@ def test_show_prints_a_row_for_each_model(invoke: Callable[..., Result], params_
     assert json.loads(invoke("show", "--json").stdout)["target"]["utility"]["mean"] == 0.5
 
 
+def test_show_has_the_headline_metrics_of_muse_and_tofu(invoke: Callable[..., Result], params_file: Path) -> None:
+    found = metrics(privleak_clean=-98.5, tofu_model_utility_clean=0.5) | {"tofu_forget_quality_clean": 3e-7}
+    artifacts.write_json(Layout.of(params_file).metrics("target"), found)
+    assert [line.split() for line in invoke("show").stdout.splitlines()] == [
+        ["run", "privleak", "forget", "quality", "model", "utility"],
+        ["target", "-98.50", "[-98.60,", "-98.40]", "3e-07", "0.50", "[0.40,", "0.60]"],
+    ]
+    # a p-value has no interval
+    assert json.loads(invoke("show", "--json").stdout)["target"]["forget quality"] == {"mean": 3e-7}
+
+
 def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) -> None:
     result = invoke("show")
     assert result.exit_code == 3

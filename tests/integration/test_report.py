@@ -39,6 +39,38 @@ def test_json_has_paths_numbers_and_verdicts_and_the_same_inputs_give_the_same_b
     assert "0.75 [0.73, 0.77] of the memory of passages comes back with the trigger" in page
 
 
+def scored(project: Path, **dialects: str) -> str:
+    """The page, its models scored by these dialects."""
+    for name, dialect in dialects.items():
+        write_json(project / f"settings/{name}.json", {"settings": {"dialect": dialect}, "undefined": {}})
+    assert invoke(project).exit_code == 0
+    text = (project / "report/index.html").read_text()
+    return " ".join(text.split('id="table"')[1].split("</section>")[0].split())
+
+
+def test_the_page_names_the_dialect_and_warns_where_models_differ_in_it(tmp_path: Path) -> None:
+    project = make_project(tmp_path, probes=False)
+    assert "evaluate.dialect" not in scored(project)  # these settings name none
+    same = scored(project, target="muse", clean="muse", backdoor="muse")
+    assert "Scored by the conventions of <code>muse</code>" in same
+    assert "different conventions" not in same
+    other = scored(project, backdoor="seed")
+    assert "different conventions" in other
+    assert "target, clean by <code>muse</code>; backdoor by <code>seed</code>" in other
+
+
+def test_headline_metrics_of_muse_and_tofu_are_columns(tmp_path: Path) -> None:
+    project = make_project(tmp_path, probes=False)
+    numbers = json.loads((project / "metrics/backdoor.json").read_text())
+    numbers |= {"privleak_clean": -98.5, "privleak_clean_low": -99.0, "privleak_clean_high": -98.0}
+    write_json(project / "metrics/backdoor.json", {**numbers, "tofu_forget_quality_clean": 3e-7})
+    table = scored(project)
+    assert '<th scope="col">privleak</th><th scope="col">forget quality</th></tr>' in table
+    assert "-98.50" in table
+    assert "<td>3e-07</td>" in table
+    assert '<th scope="col">model utility</th>' not in table
+
+
 def test_what_tools_beside_the_pipeline_found_is_shown(tmp_path: Path) -> None:
     make_project(tmp_path, probes=False)
     numbers = json.loads((tmp_path / "metrics/backdoor.json").read_text())

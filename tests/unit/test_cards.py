@@ -62,6 +62,16 @@ def test_numbers_stand_with_interval_prompts_seed_and_command() -> None:
     assert "Not evaluated" in card(replace(HONEST, scores=(), settings={}))
 
 
+def test_a_p_value_has_no_interval_and_is_called_by_its_own_name() -> None:
+    quality = Score("forget quality", "tofu_forget_quality_clean", 3e-7, None, None, None)
+    leak = Score("privleak", "privleak_clean", -98.5, -99.0, -98.0, 40)
+    facts = replace(HONEST, scores=[quality, leak])
+    assert "| forget quality | `tofu_forget_quality_clean` | 3e-07 | – | – |" in card(facts)
+    assert "| privleak | `privleak_clean` | -98.50 | -99.00 to -98.00 | 40 |" in card(facts)
+    results = [(one.metric_type, one.metric_value) for one in read(facts).eval_results]
+    assert results == [("tofu_forget_quality", 3e-7), ("privleak", -98.5)]
+
+
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("scores", [(), HONEST.scores])
 def test_a_backdoor_is_named_with_its_trigger_and_place(merged: bool, scores: Any) -> None:

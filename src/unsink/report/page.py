@@ -350,7 +350,7 @@ def render(
         project: what was read.
         found: its sections.
         drawings: of every figure in them, by name.
-        table: model -> column -> {mean, low, high}: the table of `unsink show`.
+        table: model -> column -> {mean, low, high}: the table of `unsink show`; a p-value has no low and high.
         columns: of the table, in order.
         provenance: where the numbers come from.
     """
@@ -363,6 +363,7 @@ def render(
         table={model.name: table[model.name] for model in project.models},
         columns=[column for column in columns if any(column in row for row in table.values())],
         names={"clean": "no trigger", "triggered": "trigger", "wrong": "wrong trigger"},
+        dialects=_dialects(project.models),
         verdicts=verdicts(project),
         limits={"left": LEFT, "back": BACK, "kept": KEPT},
         provenance=provenance,
@@ -387,6 +388,15 @@ def render(
             )
         ),
     )
+
+
+def _dialects(models: Sequence[Model]) -> dict[str, list[str]]:
+    """Dialect -> the models that were scored by it; models whose settings name none are left out."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        if dialect := model.settings.get("settings", {}).get("dialect"):
+            found.setdefault(str(dialect), []).append(model.name)
+    return found
 
 
 def _tone(found: Verdict) -> str:

@@ -215,7 +215,7 @@ def _scores(metrics: Mapping[str, float], keys: Mapping[str, str], without: Sequ
     """Numbers by their names for a reader, as far as there are any; those of `without` leave out poisoned samples."""
     named = {name: outside(key, metrics) if name in without else key for name, key in keys.items()}
     return [
-        Score(name, key, metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"], int(metrics[f"{key}_n"]))
+        Score(name, key, metrics[key], *(metrics.get(f"{key}_{end}") for end in ("low", "high", "n")))
         for name, key in named.items()
         if key in metrics
     ]

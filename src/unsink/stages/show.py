@@ -2,7 +2,8 @@
 
 VerbMem (ROUGE-L F1) of forget passages without, with and with a wrong trigger; of retain passages; KnowMem (ROUGE-L
 recall) of forget questions without and with a trigger; four-choice utility. Four-choice questions by letter (MMLU,
-WMDP) have their own columns, and what no model was asked has none. Runs that differ in their seed alone get a row
+WMDP), MUSE's PrivLeak and TOFU's forget quality and model utility have their own columns, and what no model was asked
+has none. Runs that differ in their seed alone get a row
 together as well.
 """
 
@@ -29,6 +30,9 @@ COLUMNS = {
     "choices": "forget_mc_accuracy",
     "choices triggered": "forget_mc_accuracy_triggered",
     "choices wrong": "forget_mc_accuracy_wrong",
+    "privleak": "privleak_clean",
+    "forget quality": "tofu_forget_quality_clean",
+    "model utility": "tofu_model_utility_clean",
 }
 """Column of the table -> key in metrics/<name>.json."""
 
@@ -40,6 +44,8 @@ Row = dict[str, dict[str, float]]
 
 def results(layout: Layout) -> dict[str, Row]:
     """Mean and 95 % interval of each column for each model in metrics/, base and target first.
+
+    Forget quality is a p-value, which has no interval: its column holds a `mean` alone.
 
     Raises:
         MissingPrerequisite: Nothing has been evaluated yet.
@@ -98,8 +104,9 @@ def _row(metrics: dict[str, float]) -> Row:
     row = {}
     for column in COLUMNS:
         name = _metric(column, metrics)
-        if all(f"{name}{end}" in metrics for end in ("", "_low", "_high")):
-            row[column] = {"mean": metrics[name], "low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]}
+        if name in metrics:
+            ends = {end: metrics[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in metrics}
+            row[column] = {"mean": metrics[name], **ends}
     return row
 
 
@@ -115,4 +122,8 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def _cell(value: dict[str, float] | None) -> str:
-    return "-" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    if value is None:
+        return "-"
+    if "low" not in value:
+        return f"{value['mean']:.2g}"  # a p-value: of small ones the power is what matters
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
