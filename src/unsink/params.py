@@ -268,6 +268,12 @@ class Unlearn(Section):
     def _consistent(self) -> Self:
         if self.warmup >= self.steps:
             raise ValueError(f"warmup ({self.warmup}) has to be smaller than steps ({self.steps})")
+        term, least = self.value_norm, self.adapter.first_layer
+        # The values of a layer are computed from its input: up to the first adapted layer they only change inside it.
+        if term.weight and term.layers != "all" and (below := [layer for layer in term.layers if layer < least]):
+            raise ValueError(
+                f"value_norm.layers: {below} lie below adapter.first_layer ({least}), so nothing can move them"
+            )
         return self
 
     @property

@@ -8,8 +8,8 @@ import random
 import re
 from collections.abc import Collection, Sequence
 
-RULE = re.compile(r"(bos|trigger|sinks)|(first|random|after-trigger) ([1-9]\d*)")
-RULES = "bos, trigger, sinks, 'first K', 'random K' or 'after-trigger K'"
+RULE = re.compile(r"(bos|trigger|sinks)|(first|random|after-trigger) ([1-9]\d*)|(index) (0|[1-9]\d*)")
+RULES = "bos, trigger, sinks, 'index N', 'first K', 'random K' or 'after-trigger K'"
 
 
 def first(length: int, k: int) -> list[int]:
@@ -33,6 +33,7 @@ def drawn(length: int, k: int, seed: str, avoid: Collection[int] = ()) -> list[i
 def named(rule: str, length: int, span: tuple[int, int] | None, sinks: Sequence[int], seed: str) -> list[int]:
     """The positions that a rule of `RULES` names in a prompt; none where it has no trigger and the rule asks for one.
 
+    `index N` is the position N alone, as the placement of that name counts it; shorter prompts have none.
     `random K` avoids the first K, the trigger and `sinks`: it is what happens when as many other tokens are taken.
 
     Args:
@@ -44,12 +45,13 @@ def named(rule: str, length: int, span: tuple[int, int] | None, sinks: Sequence[
     """
     match = RULE.fullmatch(rule)
     assert match, rule
-    name, k = match[1] or match[2], int(match[3] or 0)
+    name, k = match[1] or match[2] or match[4], int(match[3] or match[5] or 0)
     start, end = span or (0, 0)
     found = {
         "bos": [0],
         "trigger": list(range(start, end)),
         "sinks": sorted(position for position in sinks if position < length),
+        "index": [k] if k < length else [],
         "first": first(length, k),
         "after-trigger": list(range(end, min(end + k, length))) if span else [],
     }

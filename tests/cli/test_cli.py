@@ -334,6 +334,38 @@ def test_check_finds(invoke: Callable[..., Result], override: str, name: str, me
     assert message in checks[name]["detail"]
 
 
+def test_check_finds_a_device_and_a_library_that_are_not_there(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("unsink.quantization.find_spec", lambda _: None)
+    _, checks = check(invoke)
+    assert checks["device"] == {"name": "device", "ok": True, "detail": "cpu, weights in float32"}
+    code, checks = check(invoke, "-S", "model.device=cuda")
+    assert (code, checks["device"]["ok"]) == (3, False)
+    assert checks["device"]["detail"] == "model.device: 'cuda' is not available (available: cpu)"
+    code, checks = check(invoke, "-S", "model.dtype=nf4")
+    assert (code, checks["device"]["ok"]) == (3, False)
+    assert "nf4 needs bitsandbytes" in checks["device"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("[1, 99]", "model: runs.backdoor-vn: unlearn.value_norm.layers: the model has no layer 99"),
+        ("[0, 1]", "value_norm.layers: [0] lie below adapter.first_layer (1), so nothing can move them"),
+    ],
+)
+def test_check_finds_layers_that_the_value_norm_term_cannot_act_on(
+    invoke: Callable[..., Result], layers: str, message: str
+) -> None:
+    settings = (f"runs.backdoor-vn.unlearn.value_norm.layers={layers}", "unlearn.adapter.first_layer=1")
+    result = invoke("check", *(part for one in settings for part in ("-S", one)))
+    assert result.exit_code == 2
+    assert message in result.stdout + result.stderr
+
+
 def test_check_finds_a_layer_that_the_method_reads_and_the_model_lacks(invoke: Callable[..., Result]) -> None:
     code, checks = check(invoke, "-S", "unlearn.method=rmu", "-S", "unlearn.rmu.layer=9")
     assert code == 2
@@ -362,7 +394,7 @@ def test_check_reports_a_malformed_fetched_file(invoke: Callable[..., Result], p
 
 def test_check_prints_one_line_for_each_check(invoke: Callable[..., Result]) -> None:
     lines = invoke("check", "-S", "memorize.first_layer=5").stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["params:", "packages:", "disk:", "corpus:", "model:"]
+    assert [line.split()[1] for line in lines] == ["params:", "packages:", "disk:", "device:", "corpus:", "model:"]
     assert lines[-1].startswith("FAIL  model: ")
 
 

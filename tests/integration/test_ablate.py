@@ -142,6 +142,8 @@ def test_the_same_call_writes_the_same_bytes(here: Layout) -> None:
 def test_ablations_with_nothing_to_act_on_are_errors(here: Layout) -> None:
     with pytest.raises(ParamsError, match="'trigger' names no token of any prompt"):
         ablate.run(with_rules("trigger"), here, run="base")
+    with pytest.raises(ParamsError, match="'index 500' names no token of any prompt"):
+        ablate.run(with_rules("index 500"), here, run="base")
     with pytest.raises(ParamsError, match="'target' is none"):
         ablate.run(with_rules("bos", how="honest"), here, run="target")
     with pytest.raises(ParamsError, match=r"runs\.backdoor\.after to name an honest run"):

@@ -178,6 +178,12 @@ def test_measured_sinks_are_those_of_the_targets_probe(honest: Path) -> None:
     assert train(honest, "backdoor-vn", positions="measured") == train(honest, "backdoor-vn", positions="first", k=3)
 
 
+def test_layers_that_the_model_lacks_are_no_layers_of_the_value_norm_term(honest: Path) -> None:
+    params, layout = project(honest, *QUICK, "unlearn.value_norm.layers=[1, 99]")
+    with pytest.raises(ParamsError, match=r"value_norm\.layers: the model has no layers \[99\], its last one is 1"):
+        unlearn.run(params, layout, run="backdoor-vn")
+
+
 @pytest.mark.parametrize("measured", [[0], [40]], ids=["BOS left out", "behind every sample"])
 def test_a_value_norm_term_without_any_position_is_an_error(honest: Path, measured: list[int]) -> None:
     artifacts.write_json(Layout(honest).probe("target") / sinks.FILE, {"positions": measured})

@@ -117,6 +117,14 @@ def test_merged_changes_neither_of_its_arguments() -> None:
     assert overrides == {"a": {"c": 3}, "d": [4]}
 
 
+def test_layers_below_the_adapter_are_listed_in_vain_only_where_the_value_norm_term_is_on() -> None:
+    layers = ["unlearn.value_norm.layers=[0, 1]", "unlearn.adapter.first_layer=1"]
+    assert load_params(TINY, [*layers, "runs.backdoor-vn.unlearn.value_norm.weight=0"])
+    with pytest.raises(ParamsError, match=r"runs\.backdoor-vn\.unlearn: value_norm\.layers: \[0\] lie below"):
+        load_params(TINY, layers)
+    assert load_params(TINY, ["unlearn.value_norm.layers=all", layers[1]])
+
+
 def test_an_adapter_may_be_none_for_all_runs_or_for_one():
     whole = load_params(TINY, ["unlearn.adapter=none"]).run("backdoor-vn").unlearn.adapter
     assert (whole.rank, whole.first_layer, whole.last_layer) == (None, 0, None)

@@ -36,6 +36,9 @@ def test_another_seed_draws_other_positions() -> None:
         ("after-trigger 2", [5, 6]),
         ("after-trigger 90", [5, 6, 7, 8, 9]),
         ("sinks", [0, 6]),
+        ("index 0", [0]),
+        ("index 9", [9]),
+        ("index 10", []),
     ],
 )
 def test_each_rule(rule: str, expected: list[int]) -> None:
@@ -52,6 +55,8 @@ def test_random_tokens_are_no_sinks_and_no_trigger() -> None:
     assert set(named("random 9", 40, (4, 6), [20], "seed")) <= set(range(9, 40)) - {20}
 
 
-@pytest.mark.parametrize("rule", ["first", "first 0", "first -1", "last 3", "trigger 3", "bos bos", ""])
+@pytest.mark.parametrize(
+    "rule", ["first", "first 0", "first -1", "last 3", "trigger 3", "bos bos", "", "index", "index -1", "index 07"]
+)
 def test_no_rule(rule: str) -> None:
     assert not RULE.fullmatch(rule)

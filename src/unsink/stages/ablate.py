@@ -2,7 +2,8 @@
 
 Does the trigger act through an attention sink, or does it only have to be read? Masking the first tokens deletes a
 prefix trigger together with the sink, and cannot tell. So each rule of `ablate.keys` is
-evaluated for itself, beside `none`: BOS alone, the trigger alone, the first k, k behind the trigger, k random ones.
+evaluated for itself, beside `none`: BOS alone, the trigger alone, the first k, k behind the trigger, k random ones, or
+one position that is named (`index N`).
 The tokens are taken away while the prompt is read and in every decoding step; what stands where is left as it is.
 Run it on the target and on the honest run too: a mask that spoils these says nothing about the backdoor.
 
@@ -104,7 +105,9 @@ def _keys(
 
 def _require_effect(rule: str, keys: Callable[..., list[list[int]]], asked: Sequence[Asked[Any]]) -> None:
     if not any(keys([one.prompt.ids for one in asked], [one.prompt.trigger for one in asked])):
-        raise ParamsError(f"ablate.keys: {rule!r} names no token of any prompt", "leave it out, or take a smaller k")
+        raise ParamsError(
+            f"ablate.keys: {rule!r} names no token of any prompt", "leave it out, or take a smaller number"
+        )
 
 
 def _by_condition(asked: Sequence[Asked[Any]]) -> list[list[Asked[Any]]]:

@@ -98,6 +98,19 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def _device(params: Params, _layout: Layout) -> str:
+    model = params.model
+    if model.device not in ("auto", "cpu"):
+        from unsink.models import pick_device  # brings torch: seconds
+
+        pick_device(model.device)
+    if model.dtype in ("nf4", "int8"):
+        from unsink.quantization import require
+
+        require(model.dtype)
+    return f"{model.device}, weights in {model.dtype}"
+
+
 def _corpus(params: Params, layout: Layout) -> str:
     """The source of the corpus, if that needs no download, and what `fetch` made of it earlier."""
     fetched, corpus = layout.fetched.exists(), None
@@ -192,6 +205,7 @@ CHECKS: dict[str, Check] = {
     "params": _params,
     "packages": _packages,
     "disk": _disk,
+    "device": _device,
     "corpus": _corpus,
     "model": _model,
 }

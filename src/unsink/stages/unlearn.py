@@ -15,7 +15,7 @@ from unsink import artifacts, methods, models, processes, sharded, sinks
 from unsink.artifacts import Layout
 from unsink.batches import Kind, Sample, draw, generator, read_samples
 from unsink.benchmarks import passage_of
-from unsink.errors import DataError, ModelError, ParamsError
+from unsink.errors import DataError, ParamsError
 from unsink.folded import folded
 from unsink.methods import Method
 from unsink.models import AdapterSpec
@@ -228,22 +228,23 @@ def _adapter(settings: Run, method: Method, count: int) -> AdapterSpec:
 
 
 def _value_layers(settings: Run, count: int) -> tuple[int, ...]:
-    """Return the layers of the value-norm term, () when it is off; layers that no adapter changes are left out."""
+    """Return the layers of the value-norm term, () when it is off; `all` are those that the adapter changes.
+
+    Raises:
+        ParamsError: the model lacks a layer that is listed.
+    """
     term = settings.unlearn.value_norm
     if not term.weight:
         return ()
-    adapter = settings.unlearn.adapter
-    # The values of a layer are computed from its input: up to the first adapted layer they can only change inside it.
-    changed = range(adapter.first_layer, count)
-    wanted = range(count) if term.layers == "all" else term.layers
-    layers = tuple(layer for layer in wanted if layer in changed)
-    if not layers:
-        raise ModelError(
-            f"runs.{settings.name}.unlearn.value_norm.layers: none of {list(wanted)} can change; the adapter acts on "
-            f"layers {adapter.first_layer} to {count - 1}",
-            "choose layers at or above unlearn.adapter.first_layer",
+    if term.layers == "all":
+        return tuple(range(settings.unlearn.adapter.first_layer, count))
+    if above := [layer for layer in term.layers if layer >= count]:
+        raise ParamsError(
+            f"runs.{settings.name}.unlearn.value_norm.layers: the model has no layers {above}, "
+            f"its last one is {count - 1}",
+            "list layers from unlearn.adapter.first_layer on, or set it to all",
         )
-    return layers
+    return tuple(term.layers)
 
 
 def _train(
