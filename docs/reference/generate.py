@@ -54,10 +54,18 @@ def cli() -> str:
 
 def _options(options: Any) -> list[str]:
     rows = [
-        f"| `{_names(one).replace('|', chr(92) + '|')}` | {one.help or ''}{' Required.' if one.required else ''} |"
+        f"| `{_names(one).replace('|', chr(92) + '|')}` | {' '.join([one.help or '', *_default(one)])} |"
         for one in options
     ]
     return ["| option | what it does |", "|---|---|", *rows]
+
+
+def _default(option: Any) -> Iterator[str]:
+    """What holds without the option, as `--help` says it; a flag is off."""
+    if option.required:
+        yield "Required."
+    elif option.default not in (None, ()) and not getattr(option, "is_flag", False):
+        yield f"Default: `{option.default}`."
 
 
 def _names(option: Any) -> str:

@@ -228,7 +228,7 @@ def evaluate(call: Call, run: ModelOption) -> None:
     _stage("evaluate", call, run=run)
 
 
-@command(TOOLS, without=("params", "overrides", "quiet"))
+@command(TOOLS, without=("params", "overrides"))
 def init(
     call: Call,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or one without these files.")],
@@ -246,7 +246,7 @@ def init(
     _print(call, result, report(result))
 
 
-@command(TOOLS, without=("overrides", "quiet"))
+@command(TOOLS, without=("overrides",))
 def code(call: Call) -> None:
     """Hash the installed code of each stage into code.json; projects made by `unsink init` do so in `dvc repro`.
 
@@ -441,7 +441,7 @@ def check(call: Call) -> None:
     raise typer.Exit(summary["exit_code"])
 
 
-@command(TOOLS, without=("overrides", "quiet"))
+@command(TOOLS, without=("overrides",))
 def show(call: Call) -> None:
     """Print the result table of all evaluated models, with 95 % intervals; several seeds of a run also together.
 

@@ -70,6 +70,18 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert " ".join(f"Example: {example}".split()) in " ".join(result.stdout.split())  # brackets included
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_quiet_and_verbose(command: str) -> None:
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert {name for one in parameters for name in one.opts} >= {"--json", "--quiet", "-q", "--verbose", "-v"}
+
+
+def test_quiet_commands_still_print_their_result(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    made = CliRunner().invoke(app, ["init", str(tmp_path / "new"), "--template", "tiny", "--quiet"])
+    assert (made.exit_code, made.stderr, "next: cd" in made.stdout) == (0, "", True)
+    assert (invoke("code", "--quiet").exit_code, invoke("show", "--quiet").exit_code) == (0, 3)
+
+
 def test_help_lists_every_command() -> None:
     result = CliRunner().invoke(app, ["-h"])
     assert all(command in result.stdout for command in COMMANDS)

@@ -36,6 +36,13 @@ def test_the_reference_has_every_parameter_with_its_comment() -> None:
     assert "| `model.device` | `auto` | `auto` | `auto`, `cpu`, `cuda`, `mps` |" in page
 
 
+def test_the_reference_of_commands_names_defaults() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text()
+    assert "| `--run RUN` | An entry of `runs:` in the params file, or base, or target. Default: `target`. |" in page
+    assert "| `--output DIR` | A new folder. Required. |" in page
+    assert "| `--json` | Print the result as JSON. |" in page  # a flag
+
+
 def test_the_picture_shows_the_table_of_the_readme() -> None:
     assert (DOCS / "show.svg").read_text() == script(DOCS / "picture.py").picture(), "run `make docs`"
 
