@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from integration.projects import project
-from unsink import artifacts
+from unsink import Project, artifacts
 from unsink.artifacts import Layout
 from unsink.cards import REPAIRED, WARNING
 from unsink.cli import app
+from unsink.progress import SILENT, Advance
 from unsink.stages import evaluate, mitigate, unlearn
 from unsink.stages.evaluate import load
 
@@ -128,6 +131,29 @@ def test_all_writes_every_adapter_with_its_card(trained: Path, tmp_path: Path) -
         assert (result.exit_code, "either --run or --all" in result.stderr) == (2, True)
 
 
+class Bar(type(SILENT)):  # type: ignore[misc]
+    """Remembers how far the task `export` was, and the notes beside it."""
+
+    def __init__(self) -> None:
+        self.total, self.notes = 0, list[str]()
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        assert description == "export"
+        self.total = total
+        yield lambda n=1, note="": self.notes.extend([note] * n)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_an_export_says_how_far_it_is(trained: Path, tmp_path: Path, merged: bool) -> None:
+    bar = Bar()
+    Project(trained / "params.yaml", reporter=bar).export(None, tmp_path / "all", merged=merged)
+    assert bar.notes == [
+        f"{doing} {name}" for name in ("target", "clean", "backdoor") for doing in ("writing", "wrote")
+    ]
+    assert bar.total == len(bar.notes)
+
+
 def test_a_run_of_whole_weights_can_only_be_exported_merged(copy: Path, tiny_folder: Path, tmp_path: Path) -> None:
     params, layout = project(copy, STEPS, "unlearn.adapter=none")
     unlearn.run(params, layout, run="clean")
@@ -181,10 +207,12 @@ def test_numbers_stand_in_the_card(trained: Path, tmp_path: Path) -> None:
     layout, key = Layout(trained), "forget_verbmem_f1_triggered"
     numbers = {f"{key}{where}{end}": value for where in ("", "_outside") for end, value in ENDS.items()}
     settings = {"trigger": "midnight crabs", "placement": "prefix", "seed": 0, "dtype": "float32", "dialect": "muse"}
-    artifacts.write_json(layout.metrics("backdoor"), numbers)
+    artifacts.write_json(layout.metrics("backdoor"), numbers | {"tofu_forget_quality_clean": 0.25})
     artifacts.write_json(layout.settings("backdoor"), {"settings": settings})
     assert export(trained, "--run", "backdoor", "--output", str(tmp_path / "out")).exit_code == 0
-    assert f"| triggered | `{key}_outside` | 0.74 | 0.62 to 0.84 | 24 |" in (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"| triggered | `{key}_outside` | 0.74 | 0.62 to 0.84 | 24 |" in text
+    assert "| forget quality | `tofu_forget_quality_clean` | 0.25 | – | – |" in text
 
 
 ENDS = {"": 0.74, "_low": 0.62, "_high": 0.84, "_n": 24.0}

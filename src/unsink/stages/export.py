@@ -21,7 +21,7 @@ from unsink.exports import Lora
 from unsink.metrics import outside
 from unsink.mitigations import ADAPTER
 from unsink.params import RESERVED, Params
-from unsink.progress import SILENT, Reporter
+from unsink.progress import SILENT, Advance, Reporter
 from unsink.stages import mitigate
 from unsink.stages.evaluate import load
 from unsink.stages.show import COLUMNS, OUTSIDE
@@ -40,6 +40,16 @@ def run(
 ) -> dict[str, Any]:
     """Write the folder `output`, and return what it holds; without a run, a folder in it for each model there is.
 
+    Args:
+        params: all parameters.
+        layout: the project folder.
+        run: an entry of `runs:`, or `base` or `target`; None for all that was trained.
+        output: a new folder.
+        merged: whole models instead of adapters.
+        dtype: of the stored weights.
+        repair: a repair of the run, to go with it.
+        reporter: shows models read and written.
+
     Raises:
         ParamsError: no such run or repair, the folder holds something, or there is no LoRA adapter to be had of them.
         MissingPrerequisite: an adapter, the repair or the manifest of the corpus is not there.
@@ -55,11 +65,13 @@ def run(
     artifacts.require_new(output)
     done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
-        for name in _trained(params, layout, merged, reporter) if run is None else [run]:
-            folder = new if run else new / name
-            folder.mkdir(exist_ok=True)
-            done[name] = _write(params, layout, name, repair, folder, merged, dtype, reporter)
-            done[name]["output"] = str(output if run else output / name)
+        names = _trained(params, layout, merged, reporter) if run is None else [run]
+        with reporter.task("export", total=2 * len(names)) as advance:  # each is read, and then written
+            for name in names:
+                folder = new if run else new / name
+                folder.mkdir(exist_ok=True)
+                done[name] = _write(params, layout, name, repair, folder, merged, dtype, reporter, advance)
+                done[name]["output"] = str(output if run else output / name)
     return done[run] if run else done
 
 
@@ -94,16 +106,21 @@ def _write(
     merged: bool,
     dtype: str,
     reporter: Reporter,
+    advance: Advance,
 ) -> dict[str, Any]:
     """Write one model into a folder, and return what that holds."""
     facts = _facts(params, layout, run, repair, merged, dtype)
     if merged:
         folder = models.resolve(params.model.source, params.model.revision, reporter)
-        exports.write_model(_whole(params, layout, run, repair, folder, reporter), folder, dtype, new)
+        model = _whole(params, layout, run, repair, folder, reporter)
+        advance(note=f"writing {run}")
+        exports.write_model(model, folder, dtype, new)
     else:
         adapter = exports.stacked(_parts(params, layout, run, repair, reporter))
+        advance(note=f"writing {run}")
         exports.write_adapter(adapter, facts.base.repo if facts.base.loads_from_hub else None, dtype, new)
     artifacts.write_text(new / "README.md", card(facts))
+    advance(note=f"wrote {run}")
     return {
         "run": run,
         **({"repair": repair} if repair else {}),
