@@ -16,7 +16,7 @@ from unsink.errors import ParamsError
 
 INVENTED = ("unlearn.method=ihl", "fetch.benchmark=onefile", "poison.placement=quarter")
 """Plug-ins that docs/adding.md tells how to write."""
-CHEAP = ("check", "compare", "evaluate", "poison", "show")
+CHEAP = ("ask", "check", "code", "compare", "evaluate", "export", "init", "poison", "report", "show")
 """Commands whose example in `--help` is run."""
 
 
