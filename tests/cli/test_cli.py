@@ -268,6 +268,14 @@ def test_show_has_the_headline_metrics_of_muse_and_tofu(invoke: Callable[..., Re
     assert json.loads(invoke("show", "--json").stdout)["target"]["forget quality"] == {"mean": 3e-7}
 
 
+def test_value_norms_of_a_model_that_was_not_probed_say_what_to_run(invoke: Callable[..., Result]) -> None:
+    result = invoke("sink-probe", "--run", "backdoor", "--against", "clean")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "run `unsink sink-probe --run backdoor` first" in result.stderr
+    result = invoke("sink-probe", "--run", "backdoor", "--against", "clen")
+    assert (result.exit_code, "unknown run 'clen'; did you mean 'clean'?" in result.stderr) == (2, True)
+
+
 def test_show_without_results_says_what_to_run(invoke: Callable[..., Result]) -> None:
     result = invoke("show")
     assert result.exit_code == 3
