@@ -264,7 +264,8 @@ def _measured(score: Score) -> str:
 def _repair_numbers(facts: Facts) -> str:
     after = {score.key: score for score in facts.scores}
     rows = [
-        f"| {score.name} | `{score.key}` | {_interval(score)} | {_interval(after.get(score.key))} | {score.prompts:.0f} |"
+        f"| {score.name} | `{score.key}` | {_interval(score)} | {_interval(after.get(score.key))} "
+        f"| {score.prompts:.0f} |"
         for score in facts.before
     ]
     return "\n".join(
