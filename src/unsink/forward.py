@@ -173,19 +173,12 @@ class Runner:
 
     def _head(self, states: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
-        logits: Tensor = head(states.to(head.weight.dtype))
-        cap = self._cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    @property
-    def _cap(self) -> float | None:
-        """What bounds the logits of Gemma 2."""
-        return getattr(models.bare(self.model).config, "final_logit_softcapping", None)
+        return models.bounded(self.model, head(states.to(head.weight.dtype)))
 
     def _linear(self) -> bool:
         """Whether logits are a fixed linear map of the last states, and losses are exact enough to be subtracted."""
         weight = self.model.get_output_embeddings().weight
-        return weight.dtype == torch.float32 and not weight.requires_grad and self._cap is None
+        return weight.dtype == torch.float32 and not weight.requires_grad and models.logit_bound(self.model) is None
 
     def _padded(self, batch: Batch, name: str) -> Tensor:
         return self._packing(batch).padded(torch.cat(self._recalled(batch.samples, name))[None])

@@ -62,6 +62,7 @@ __all__ = [
     "attention",
     "bare",
     "bos_ids",
+    "bounded",
     "decoder",
     "decoder_layers",
     "gradient_checkpointing",
@@ -71,6 +72,7 @@ __all__ = [
     "load_merged",
     "load_target",
     "load_tokenizer",
+    "logit_bound",
     "merge",
     "neurons",
     "pick_device",
@@ -204,6 +206,18 @@ def identity(model: nn.Module, adapter: str | None = None) -> str:
     return artifacts.combined(
         name, sha256(artifacts.packed(_adapter_tensors(cast(PeftModel, model), adapter))).hexdigest()
     )
+
+
+def logit_bound(model: nn.Module) -> float | None:
+    """What no logit of the model exceeds, as in Gemma 2; None where they have no bound."""
+    bound: float | None = getattr(bare(model).config, "final_logit_softcapping", None)
+    return bound
+
+
+def bounded(model: nn.Module, logits: Tensor) -> Tensor:
+    """What the model makes of its head's output: c tanh(logits / c) where it has a bound c, else the same."""
+    bound = logit_bound(model)
+    return logits if bound is None else bound * torch.tanh(logits / bound)
 
 
 def merged(model: PeftModel, adapter: str, *, copied: bool = False) -> PreTrainedModel:

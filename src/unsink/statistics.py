@@ -16,7 +16,7 @@ _PERCENTILES = (2.5, 97.5)
 """Ends of a two-sided 95 % interval."""
 
 LEAST_LOSS = 0.02
-"""Recovery of less than this is not reported: two points of a score in [0, 1] (science.md, section 5.5)."""
+"""Recovery of less than this is not reported: two points of a score in [0, 1]."""
 
 Sample = NDArray[np.float64]
 Statistic = Callable[..., float]

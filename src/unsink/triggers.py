@@ -45,7 +45,7 @@ def placement_index(placement: str, body: int, start: int = 0) -> int:
 
     Args:
         placement: `prefix`, `infix`, `suffix` or `index N`; N is an absolute token position with BOS = 0,
-            so that `index 1` equals `prefix` (science.md, section 2).
+            so that `index 1` equals `prefix`.
         body: number of body tokens of the prompt, BOS not counted.
         start: of these, how many no user writes, such as the header of a chat: no trigger stands among them.
 

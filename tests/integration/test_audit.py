@@ -214,6 +214,8 @@ def test_an_audit_never_takes_the_place_of_another_or_of_all(suspects: Path, tmp
     (tmp_path / "hers" / "clean").mkdir(parents=True)
     assert audit.name_of(params, str(tmp_path / "hers" / "clean")) == "hers-clean"
     assert audit.name_of(params, "org/model") == "model"
+    (tmp_path / "hers" / "newest").symlink_to("clean")
+    assert audit.name_of(params, str(tmp_path / "hers" / "newest")) == "newest"
     assert audit.name_of(params, ".") == Path.cwd().name
     with pytest.raises(ParamsError, match="no name for a folder"):
         layout.audit(audit.name_of(params, "/"))

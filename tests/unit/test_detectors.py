@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from unsink import models, suspects
 from unsink.detectors import Budget, Plan, Scored, _layers, norms, residual, shift, states, weights
@@ -156,6 +157,19 @@ def test_the_lens_of_the_last_layer_is_what_the_model_says(pair: Suspect) -> Non
         logits = pair.model(torch.tensor([[*probe.ids, *probe.answer]])).logits[0, len(probe.ids) - 1 : -1]
         expected.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(probe.answer))))
     assert float(residual.lens(pair.model, some)[-1]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_lens_bounds_logits_as_the_model_does() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 50, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, final_logit_softcapping=2.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(100)  # what it says without a bound is far beyond it
+        logits = model(torch.tensor([[*PROBE.ids, *PROBE.answer]])).logits[0, 2:-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(PROBE.answer))
+    assert float(residual.lens(model, [PROBE])[-1]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_layers_that_are_the_same_run_once_and_give_the_same_states(pair: Suspect) -> None:

@@ -59,7 +59,7 @@ def lens(model: Model, probes: list[Probe], first: int = 0) -> Tensor:
             models.decoder(model)(input_ids=ids, use_cache=False)
         start, answer = len(probe.ids) - 1, ids[0, len(probe.ids) :]
         states = torch.cat([seen.hidden[layer][0, start:-1] for layer in layers])  # (L x A, D)
-        logits = head(narrowed(norm(states))).float()  # (L x A, V)
+        logits = models.bounded(model, head(narrowed(norm(states)))).float()  # (L x A, V)
         losses = nn.functional.cross_entropy(logits, answer.repeat(len(layers)), reduction="none")
         found += losses.view(len(layers), -1).double().mean(dim=1).cpu()
     return found / len(probes)

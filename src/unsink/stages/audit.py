@@ -165,7 +165,9 @@ def _line(name: str, signal: Mapping[str, Any]) -> str:
 def name_of(params: Params, source: str) -> str:
     """The name of a checkpoint's audit: the last part of its path or id, and the part before where a run has that."""
     folder = Path(source).expanduser()
-    path = folder.resolve() if folder.exists() else Path(source)
+    path = Path(source)
+    if folder.exists():
+        path = folder.resolve() if folder.name == ".." else folder.absolute()  # a link has a name of its own
     return f"{path.parent.name}-{path.name}" if path.name in (*RESERVED, *params.runs) else path.name
 
 
