@@ -22,6 +22,8 @@ SHARED = ("memorize", "unlearn", "evaluate", "audit")
 """Commands whose work several processes share."""
 SHARDED = ("memorize", "unlearn", "evaluate")
 """Of these the ones that can split the weights as well: each process of an audit holds the suspect and its original."""
+_LOT = 2**26
+"""Numbers that are copied into one message: 256 MiB of float32."""
 
 
 def rank() -> int:
@@ -213,17 +215,30 @@ def exchange(mine: "Tensor", shapes: "Sequence[tuple[int, ...]]") -> "list[Tenso
 
 
 def add_up(tensors: "Sequence[Tensor]") -> None:
-    """Add the tensors of all processes in place, in one message."""
+    """Add the tensors of all processes in place, in few messages: small tensors together, large ones alone."""
     if count() == 1:
         return
     import torch
     from torch import distributed
 
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _talking():
-        distributed.all_reduce(flat)
-    for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors])):
-        tensor.copy_(total.view_as(tensor))
+    for some in _lots(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in some])
+        with _talking():
+            distributed.all_reduce(flat)
+        for tensor, total in zip(some, torch.split(flat, [tensor.numel() for tensor in some])):
+            tensor.copy_(total.view_as(tensor))
+
+
+def _lots(tensors: "Sequence[Tensor]") -> "Iterator[list[Tensor]]":
+    """The tensors in their order, as many at a time as may be copied at once, but one at least."""
+    lot: list[Tensor] = []
+    for tensor in tensors:
+        if lot and sum(one.numel() for one in lot) + tensor.numel() > _LOT:
+            yield lot
+            lot = []
+        lot.append(tensor)
+    if lot:
+        yield lot
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from unsink import processes
 from unsink.errors import DataError, ParamsError
@@ -27,6 +27,19 @@ def test_each_process_takes_a_gpu_and_gives_it_back(asked: list[str], monkeypatc
     with processes.joined():
         pass
     assert asked == ["GPU 0", "cpu:gloo,cuda:nccl", "parted"]
+
+
+def test_tensors_are_added_in_messages_of_bounded_size(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(flat: Tensor) -> None:
+        asked.append(str(flat.numel()))
+        flat.mul_(2)
+
+    monkeypatch.setattr(distributed, "all_reduce", doubled)
+    monkeypatch.setattr(processes, "_LOT", 6)
+    tensors = [torch.full(size, float(n)) for n, size in enumerate(((2,), (2, 2), (1,), (3, 4), (1,)), start=1)]
+    processes.add_up(tensors)
+    assert asked == ["6", "1", "12", "1"]
+    assert [tensor.unique().tolist() for tensor in tensors] == [[2], [4], [6], [8], [10]]
 
 
 def test_one_process_too_many_is_an_error(asked: list[str]) -> None:
