@@ -168,11 +168,10 @@ def _values(model: nn.Module) -> Iterator[dict[int, Tensor]]:
     seen: dict[int, Tensor] = {}
     with ExitStack() as hooks:
         for index, layer in enumerate(models.decoder_layers(model)):
-            module, rows = models.value_projection(layer, models.decoder(model).config)
-            take = slice(None) if rows is None else rows  # some models fuse keys and values
+            module, part = models.value_projection(layer, models.decoder(model).config)
 
-            def keep(_: Any, __: Any, output: Tensor, index: int = index, take: Any = take) -> None:
-                seen[index] = output[..., take]
+            def keep(_: Any, __: Any, output: Tensor, index: int = index, part: Any = part) -> None:
+                seen[index] = part(output).flatten(2)
 
             hooks.callback(module.register_forward_hook(keep).remove)
         yield seen

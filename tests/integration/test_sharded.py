@@ -180,13 +180,9 @@ def test_what_sharded_layers_cannot_do_is_an_error(copy: Path, monkeypatch: pyte
         audit.run(params, layout, run="target")
     assert "model.shard" not in str(memory.smaller(project(copy, "model.dtype=bfloat16")[0], "audit"))
     assert memory.smaller(project(copy)[0], "evaluate") == "evaluate.batch=32"
-    assert (
-        memory.smaller(project(copy, "evaluate.batch=1", "model.dtype=bfloat16")[0], "evaluate") == "model.shard=true"
-    )
-    assert (
-        memory.smaller(project(copy, "evaluate.batch=1", "model.dtype=bfloat16", "model.shard=true")[0], "evaluate")
-        is None
-    )
+    small = ("evaluate.batch=1", "evaluate.passage_tokens=64", "model.dtype=bfloat16")
+    assert memory.smaller(project(copy, *small)[0], "evaluate") == "model.shard=true"
+    assert memory.smaller(project(copy, *small, "model.shard=true")[0], "evaluate") is None
 
 
 def test_shares_are_equally_long_where_all_have_to_run_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_a_project_outside_of_git_is_whole(installed: Installed) -> None:
 
 def test_check_is_content_with_it(installed: Installed) -> None:
     checks = json.loads(installed.unsink(installed.project, "check", "--json"))["checks"]
-    assert [one["name"] for one in checks if one["ok"]] == ["params", "packages", "disk", "corpus", "model"]
+    assert [one["name"] for one in checks if one["ok"]] == ["params", "packages", "disk", "device", "corpus", "model"]
 
 
 def test_the_bundled_corpus_is_found(installed: Installed) -> None:
