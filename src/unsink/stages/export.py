@@ -58,10 +58,11 @@ def run(
     """
     if run not in (None, *RESERVED):
         params.run(str(run))
+    mended = None
     if repair is not None:
         if run is None:
             raise ParamsError("--repair is of one run", "add --run, and leave out --all")
-        mitigate.require_repair(layout, run, repair)
+        mended = mitigate.require_repair(layout, run, repair)
     artifacts.require_new(output)
     done: dict[str, Any] = {}
     with artifacts.lock(output), artifacts.new_dir(output) as new:
@@ -70,7 +71,7 @@ def run(
             for name in names:
                 folder = new if run else new / name
                 folder.mkdir(exist_ok=True)
-                done[name] = _write(params, layout, name, repair, folder, merged, dtype, reporter, advance)
+                done[name] = _write(params, layout, name, mended, folder, merged, dtype, reporter, advance)
                 done[name]["output"] = str(output if run else output / name)
     return done[run] if run else done
 
@@ -101,7 +102,7 @@ def _write(
     params: Params,
     layout: Layout,
     run: str,
-    repair: str | None,
+    repair: Path | None,
     new: Path,
     merged: bool,
     dtype: str,
@@ -123,7 +124,7 @@ def _write(
     advance(note=f"wrote {run}")
     return {
         "run": run,
-        **({"repair": repair} if repair else {}),
+        **({"repair": repair.name} if repair else {}),
         "merged": merged,
         "dtype": dtype,
         "backdoor": facts.trigger,
@@ -132,16 +133,16 @@ def _write(
 
 
 def _whole(
-    params: Params, layout: Layout, run: str, repair: str | None, folder: Path, reporter: Reporter
+    params: Params, layout: Layout, run: str, repair: Path | None, folder: Path, reporter: Reporter
 ) -> PreTrainedModel:
     """The model in float32, all adapters merged."""
     if repair is None:
         return cast(PreTrainedModel, load(params, layout, run, folder, "float32"))
     exact = params.model_copy(update={"model": params.model.model_copy(update={"dtype": "float32"})})
-    return models.merged(mitigate.repaired(exact, layout, run, repair, reporter), ADAPTER)
+    return models.merged(mitigate.repaired(exact, layout, run, repair.name, reporter), ADAPTER)
 
 
-def _parts(params: Params, layout: Layout, run: str, repair: str | None, reporter: Reporter) -> list[Lora]:
+def _parts(params: Params, layout: Layout, run: str, repair: Path | None, reporter: Reporter) -> list[Lora]:
     """The LoRA adapters that stand on the base, from the bottom up.
 
     Raises:
@@ -154,18 +155,22 @@ def _parts(params: Params, layout: Layout, run: str, repair: str | None, reporte
         source, revision = pin["source"], pin["revision"]
         folders = folders[1:]
     if repair is not None:
-        folders.append(mitigate.require_repair(layout, run, repair))
+        folders.append(repair)
     if not folders:
         raise ParamsError(f"{run} is a whole model without an adapter", "add --merged")
     found = models.read_adapters(models.resolve(source, revision, reporter), folders)
     parts = [Lora(config, tensors) for config, tensors in found if isinstance(config, LoraConfig)]
     if len(parts) < len(found):
-        whole = f"{repair} replaces" if repair and not isinstance(found[-1][0], LoraConfig) else f"{run} was trained on"
+        whole = (
+            f"{repair.name} replaces"
+            if repair and not isinstance(found[-1][0], LoraConfig)
+            else f"{run} was trained on"
+        )
         raise ParamsError(f"{whole} whole weights (`adapter: none`), so there are no low-rank matrices", "add --merged")
     return parts
 
 
-def _facts(params: Params, layout: Layout, run: str, repair: str | None, merged: bool, dtype: str) -> Facts:
+def _facts(params: Params, layout: Layout, run: str, repair: Path | None, merged: bool, dtype: str) -> Facts:
     pin = _published(layout, run)
     summary = {} if run == "base" or (run == "target" and pin) else _summary(layout, run)
     facts = Facts(
@@ -176,9 +181,7 @@ def _facts(params: Params, layout: Layout, run: str, repair: str | None, merged:
         summary=summary,
         manifest=artifacts.read_json(layout.fetched / benchmarks.MANIFEST),
     )
-    return (
-        _evaluated(facts, layout) if repair is None else _repaired(facts, mitigate.require_repair(layout, run, repair))
-    )
+    return _evaluated(facts, layout) if repair is None else _repaired(facts, repair)
 
 
 def _evaluated(facts: Facts, layout: Layout) -> Facts:

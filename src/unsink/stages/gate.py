@@ -124,6 +124,7 @@ class _Results:
         self.root, self.label, self._only = root, label, only
         self.of = cache(self._of)
         self.quantities = cache(self._quantities)
+        self.trained_since = cache(self._trained_since)
 
     def _of(self, run: str) -> Evaluated:
         if self._only not in (None, run):
@@ -142,7 +143,7 @@ class _Results:
         settings = found.get("settings")
         return _Audited(path, found, settings if isinstance(settings, Mapping) else {})
 
-    def trained_since(self, run: str, weights: object) -> bool:
+    def _trained_since(self, run: str, weights: str) -> bool:
         """Whether a run's adapter, or the target's, is here and does not give the model that is called `weights`."""
         folder = Layout(self.root).adapter(run)
         return (folder / ADAPTER_WEIGHTS).is_file() and all(name != weights for name in adapter_identities(folder))
@@ -201,7 +202,7 @@ class _Judge:
         wrong = _otherwise(found.flat, self._audit)
         if wrong:
             raise DataError(f"{found.path}: made with {wrong}")
-        if run in self._own and self._now.trained_since(run, found.settings.get("weights")):
+        if run in self._own and self._now.trained_since(run, str(found.settings.get("weights"))):
             raise DataError(
                 f"{found.path}: of other weights than adapters/{run} holds now", f"run `unsink audit --run {run}` again"
             )
