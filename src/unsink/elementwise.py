@@ -82,29 +82,29 @@ def norm(module: Any, x: Tensor) -> Tensor:
         return type(module).forward(module, x)  # type: ignore[no-any-return]
     if x.device.type in _ONE_KERNEL:
         return F.rms_norm(x, weight.shape, weight, eps)
-    if x.dtype != torch.float32 or weight.requires_grad:
+    if x.dtype not in (torch.float32, torch.bfloat16) or weight.requires_grad:
         return type(module).forward(module, x)  # type: ignore[no-any-return]
     found: Tensor = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Norm(torch.autograd.Function):
-    """The gradient of x is (g w - x mean(g w x) / s²) / s, where s = sqrt(mean x² + eps)."""
+    """The gradient of x is (g w - x mean(g w x) / s²) / s, where s = sqrt(mean x² + eps); in float32 throughout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
         inverse: Tensor = mean.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (x.float() * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, weight, inverse = ctx.saved_tensors
-        of_x = gradient * weight
-        along = (of_x * x).mean(dim=-1, keepdim=True).mul_(inverse.square())
-        return of_x.addcmul_(x, along, value=-1).mul_(inverse), None, None
+        of_x, read = gradient.float() * weight.float(), x.float()
+        along = (of_x * read).mean(dim=-1, keepdim=True).mul_(inverse.square())
+        return of_x.addcmul_(read, along, value=-1).mul_(inverse).to(x.dtype), None, None
 
 
 def rotates(module: nn.Module) -> bool:

@@ -101,10 +101,11 @@ def head_kl(reference: Tensor, policy: Tensor, head: Head) -> Tensor:
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         chances = first.exp()
         gap = first.sub_(second)
-        kl = torch.einsum("nv,nv->n", chances, gap)
         of_policy = torch.sub(second.exp_(), chances, out=_room_for(second, dtype)) if wanted[1] else None
-        of_reference = gap.sub_(kl[:, None]).mul_(chances) if wanted[0] else None
-        return kl, (of_reference, of_policy)
+        if not wanted[0]:
+            return chances.mul_(gap).sum(dim=-1), (None, of_policy)
+        kl = torch.einsum("nv,nv->n", chances, gap)
+        return kl, (gap.sub_(kl[:, None]).mul_(chances), of_policy)
 
     return _by_rows(formula, head, reference, policy).mean()
 

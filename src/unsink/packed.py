@@ -7,6 +7,7 @@ Shapes: B sequences, T tokens of the longest, N tokens of all, H query heads, G 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -228,15 +229,31 @@ def _attend(
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], window: int | None, options: dict[str, Any]
 ) -> Tensor:
-    """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence."""
-    times = query.shape[1] // key.shape[1]
-    rows = (torch.split(some, list(lengths), dim=2) for some in (query, repeat_kv(key, times), repeat_kv(value, times)))
+    """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence.
+
+    In bfloat16 a processor's backward pass takes three times as long as in float32. So it is float32 that is attended
+    in, but what waits for that pass is kept as it was.
+    """
+    held, times = query.dtype, query.shape[1] // key.shape[1]
+    whole = [some.float() for some in (query, repeat_kv(key, times), repeat_kv(value, times))]
+    rows = (torch.split(some, list(lengths), dim=2) for some in whole)
     found = []
     dropout, scale = options.get("dropout", 0.0), options.get("scaling")
-    for q, k, v in zip(*rows, strict=True):
-        mask = _window(window, q)
-        found.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale))
-    return torch.cat([one.transpose(1, 2) for one in found], dim=1)
+    with _kept_as(held):
+        for q, k, v in zip(*rows, strict=True):
+            mask = _window(window, q)
+            found.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale))
+    return torch.cat([one.transpose(1, 2) for one in found], dim=1).to(held)
+
+
+def _kept_as(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Within the block keep queries, keys, values and what is found for the backward pass in this type."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda some: some.to(dtype) if some.dim() == 4 and some.is_floating_point() else some,  # not sums, (B, H, T)
+        lambda some: some.float() if some.dtype == dtype else some,
+    )
 
 
 def _window(size: int | None, query: Tensor) -> Tensor | None:

@@ -61,6 +61,15 @@ def test_a_norm_and_its_gradient_are_the_library_s(one_kernel: bool, monkeypatch
     )
 
 
+def test_a_norm_in_bfloat16_is_computed_in_float32() -> None:
+    norm = llama_norm(random(24).abs()).to(torch.bfloat16)
+    x, upstream = (3 * random(2, 5, 24, seed=seed).bfloat16() for seed in (1, 2))
+    found, gradient = with_gradient(lambda x: elementwise.norm(norm, x), x, upstream)
+    assert torch.equal(found, norm(x))
+    _, exact = with_gradient(norm.float(), x.float(), upstream.float())
+    torch.testing.assert_close(gradient, exact.bfloat16())
+
+
 def test_a_norm_that_learns_gets_its_gradient() -> None:
     norm, x = llama_norm(random(8)).requires_grad_(), random(3, 8, seed=1)
     (gradient,) = torch.autograd.grad(elementwise.norm(norm, x).sum(), norm.weight)
