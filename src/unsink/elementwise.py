@@ -42,28 +42,37 @@ def _liger() -> Any:
 
 
 class Gated:
-    """act(gate) * up, of tensors (..., i)."""
+    """act(gate) * up, of tensors (..., i).
 
-    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
-        self._act, self._silu = act, type(act).__name__ in _SILU
+    Args:
+        act: a module.
+        keep: whether act(gate) is kept where it takes a pass to make it again.
+    """
+
+    def __init__(self, act: Callable[[Tensor], Tensor], *, keep: bool) -> None:
+        self._act, self._silu, self._keep = act, type(act).__name__ in _SILU, keep
 
     def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return it, with a graph if there is to be one."""
         return self._act(gate) * up
 
-    def made(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return it without a graph."""
+    def made(self, gate: Tensor, up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return it without a graph, and what `again` is to be given."""
         kernels = _kernels(gate)
-        if not (kernels and self._silu):
-            return self(gate, up)
-        found: Tensor = kernels.swiglu_forward(gate, up)[2]
-        return found
+        if kernels and self._silu:
+            return kernels.swiglu_forward(gate, up)[2], ()
+        act = self._act(gate)
+        return act * up, (act,) if self._keep and self._silu else ()
 
-    def again(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+    def again(self, gate: Tensor, up: Tensor, *kept: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
         """Return it, and what makes the gradients of `gate` and `up` of its own; these may be written over both."""
         kernels = _kernels(gate)
         if kernels and self._silu:
-            return self.made(gate, up), lambda gradient: kernels.swiglu_backward(gate, up, gradient)
+            return self.made(gate, up)[0], lambda gradient: kernels.swiglu_backward(gate, up, gradient)
+        if kept:
+            (act,) = kept
+            back = torch.ops.aten.silu_backward
+            return act * up, lambda gradient: (back(gradient * up, gate), gradient * act)
         leaves = [some.detach().requires_grad_() for some in (gate, up)]
         with torch.enable_grad():
             found = self(*leaves)

@@ -342,6 +342,9 @@ def test_an_adapter_folded_into_its_layers_gives_the_same_output_and_gradients(
         )  # MLP, norms, attention
         monkeypatch.setattr(elementwise, "_kernels", lambda _: kernels)
         found = run()
+    monkeypatch.setattr(folded_module, "_SMALL", 0)
+    with folded(model):
+        assert all(map(torch.equal, run(), found))  # nothing kept
     assert not all(map(torch.equal, found, before))  # another order of sums, or PEFT would have done it
     assert not any("forward" in vars(module) for module in model.modules())
     torch.testing.assert_close(found, before, atol=1e-3, rtol=1e-3)
@@ -379,8 +382,12 @@ def test_in_bfloat16_an_adapter_stays_apart_and_gives_as_much_as_peft_up_to_roun
         assert 0 < (mine - theirs).norm() < 0.01 * theirs.norm()  # 8 bits of mantissa: .004 for each rounding
 
 
-def test_a_folded_mlp_keeps_two_of_its_four_wide_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("small", "wide_ones"), [(0, 2), (2**27, 3)])
+def test_a_folded_mlp_keeps_fewer_than_its_four_wide_activations(
+    small: int, wide_ones: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folded_module, "_WORTH", 0)
+    monkeypatch.setattr(folded_module, "_SMALL", small)
     model = models.attach(llama().eval().requires_grad_(False), "run", AdapterSpec(rank=2, alpha=4), seed=0)
     batch = collate(SAMPLES, 0)
     wide = batch.input_ids.numel() * model.config.intermediate_size
@@ -400,7 +407,7 @@ def test_a_folded_mlp_keeps_two_of_its_four_wide_activations(monkeypatch: pytest
 
     assert kept() == 4 * 4
     with folded(model):
-        assert kept() == 4 * 2
+        assert kept() == 4 * wide_ones
         seen: list[int] = []
         down = [module for name, module in model.named_modules() if name.endswith("mlp.down_proj")]
         with ExitStack() as hooks:
