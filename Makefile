@@ -26,7 +26,7 @@ test: $(READY)  ## the whole test suite, on all cores
 seeds: $(READY)  ## the same pipeline with seeds 0, 1 and 2, and the table docs/results/seeds.md; more than two hours on two cores
 	python docs/results/seeds.py 0 1 2
 
-bench: $(READY)  ## speed and memory against a plain implementation, and how they grow: docs/results/performance.md; more than an hour
+bench: $(READY)  ## speed and memory against a plain implementation, and how they grow: docs/results/performance.md; some two hours
 	python benchmarks/performance.py --growth
 
 docs: $(READY)  ## the reference pages and the picture of the README, from the code

@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +55,30 @@ GROWTH: dict[str, list[Mapping[str, Any]]] = {
 }
 
 
+EVALUATED = ("forget set", "sequence length", "model size")
+"""What the evaluation grows with; it has no batch of the training."""
+
+
 def parts(growth: bool) -> list[Part]:
     """What is measured."""
-    more: list[Part] = [
-        (
-            f"growth {axis} {next(iter(point.values()))} {who}",
-            "side",
-            {"method": "npo", "steps": 3, **point},
-            (who, "npo"),
-        )
-        for axis, points in GROWTH.items()
-        for point in points
-        for who in ("plain", "ours")
-    ]
+    more = [*_growth("", "npo"), *_growth("rmu ", "rmu"), *_growth_of_evaluation()]
     return QUICK + (more if growth else [])
+
+
+def _growth(label: str, method: str) -> Iterator[Part]:
+    for axis, points in GROWTH.items():
+        for point in points:
+            for who in ("plain", "ours"):
+                name = f"growth {label}{axis} {next(iter(point.values()))} {who}"
+                yield name, "side", {"method": method, "steps": 3, **point}, (who, method)
+
+
+def _growth_of_evaluation() -> Iterator[Part]:
+    for axis in EVALUATED:
+        for point in GROWTH[axis]:
+            workload = {"passages": 50, "joined": 1, "steps": 1, **point}
+            every = 20 * workload["passages"] // 50  # so that the plain path answers 16 prompts
+            yield f"growth evaluation {axis} {next(iter(point.values()))}", "evaluation", workload, (1, every)
 
 
 def main() -> int:
@@ -112,7 +122,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--growth", action="store_true", help="measure growth, too: about half an hour more")
+    parser.add_argument("--growth", action="store_true", help="measure growth, too: about an hour and a half more")
     parser.add_argument("--model", default=DEFAULTS["model"], help="model.source; default: embedded (SmolLM2)")
     parser.add_argument("--dtype", default=DEFAULTS["dtype"], help="auto | float32 | bfloat16")
     parser.add_argument("--device", default=DEFAULTS["device"], help="cpu | cuda")

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measures  # noqa: E402
+import performance  # noqa: E402
 import performance_page  # noqa: E402
 import plain  # noqa: E402
 import workload  # noqa: E402
@@ -91,3 +92,27 @@ def test_the_page_says_what_was_reached() -> None:
     assert "Made by `python benchmarks/performance.py --joined 2` from" in page
     assert "100 (90–110) and 100 (90–110) GFLOP/s in the runs of NPO and RMU" in page
     assert "4.0 ×" in performance_page.table(result)
+    assert "## Growth" not in page
+
+
+def test_growth_is_a_table_for_each_kind_of_work_in_order_of_size() -> None:
+    parts = {name: {"seconds": 2.0, "peak_mib": 100.0} for name, *_ in performance.parts(growth=True)}
+    parts |= {name: {"seconds": 9.0, "peak_mib": 400.0} for name in parts if name.endswith("plain")}
+    answered = {"plain": {"median": 90.0}, "ours": {"median": 9.0}, "prompts": 320}
+    answered |= {"texts_different": 0, "texts_compared": 16}
+    parts |= {name: answered for name in parts if name.startswith("growth evaluation")}
+    lines = list(performance_page._growth(parts))
+    steps = [line for line in lines if "| 9.00 s | 2.00 s | 4.5 × | 400 MiB | 100 MiB | 0.25 × |" in line]
+    assert len(steps) == 2 * sum(map(len, performance.GROWTH.values()))
+    assert [line.split(" | ")[1] for line in steps[:3]] == ["50 passages", "100 passages", "200 passages"]
+    answers = [line for line in lines if line.endswith("| 320 | 90.00 s | 9.00 s | 10.0 × | 0 of 16 |")]
+    assert [line.split(" | ")[1].split()[0] for line in answers] == [
+        "50",
+        "100",
+        "200",
+        "1",
+        "2",
+        "4",
+        "embedded",
+        "360m",
+    ]
