@@ -110,10 +110,10 @@ def training(workload: Workload) -> Numbers:
     device, dtype = theirs.policy.device, _dtype(theirs.policy)
 
     def turn(step: int) -> None:
+        peaks.append(Product.square(device).gflops(device, getattr(torch, dtype)))  # as soon as may be after our step
         seconds, loss = timed(lambda: theirs.step(step))
         plain_seconds.append(seconds)
         plain_losses.append(loss)
-        peaks.append(Product.square(device).gflops(device, getattr(torch, dtype)))
 
     steps = Steps(turn)
     unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
@@ -123,6 +123,10 @@ def training(workload: Workload) -> Numbers:
         raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
     drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
     needed = [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
+    shares = {
+        who: [step["needed"] / 1e9 / time / peak for step, time, peak in zip(needed, times[1:], peaks[1:], strict=True)]
+        for who, times in (("plain", plain_seconds), ("ours", steps.seconds))
+    }
     return {
         "dtype": dtype,
         "plain": summary(plain_seconds[1:]),
@@ -133,6 +137,7 @@ def training(workload: Workload) -> Numbers:
         "largest_relative_difference_of_losses": apart,
         "losses": losses,
         "gemm_gflops": summary(peaks[1:]),
+        "shares_of_gemm_peak": {who: summary(some) for who, some in shares.items()},
         "needed_gflop_per_step": median(step["needed"] for step in needed) / 1e9,
         "reference_logits_gflop_per_step": median(step["reference_logits"] for step in needed) / 1e9,
         "real_tokens_per_step": median(step["tokens"] for step in needed),

@@ -58,10 +58,10 @@ def rows(result: Numbers) -> list[Row]:
         )  # one prompt needs less than many
         found.append((what, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{share:.2f} ×", *reached))
     for name in ("npo", "rmu"):
-        part, peak = parts[name], parts[name]["gemm_gflops"]["median"]
-        shares = [part["needed_gflop_per_step"] / part[who]["median"] / peak for who in ("plain", "ours")]
+        shares = parts[name]["shares_of_gemm_peak"]
         what = f"share of the GEMM peak, {NAMES[name]}"
-        found.append((what, f"{shares[0]:.2f}", f"{shares[1]:.2f}", "", *_reached("share", shares[1], gpu)))
+        cells = ["{median:.2f} ({least:.2f}–{most:.2f})".format(**shares[who]) for who in ("plain", "ours")]
+        found.append((what, *cells, "", *_reached("share", shares["ours"]["median"], gpu)))
     return found
 
 
@@ -156,9 +156,9 @@ def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:
     peaks = " and ".join("{median:.0f} ({least:.0f}–{most:.0f})".format(**part["gemm_gflops"]) for part in (npo, rmu))
     square, own = gemm["square_gflops"], gemm["own_gflops"]
     yield (
-        f"- **GEMM peak**: the best of twelve products of {_shape(gemm['square_shape'])}, measured after each step, "
-        f"since the machine's speed moves: {peaks} GFLOP/s in the runs of NPO and RMU. In a process of its own it was "
-        f"{square:.0f}, and {own:.0f} at a shape of the model's own, {_shape(gemm['own_shape'])}. "
+        f"- **GEMM peak**: the best of twelve products of {_shape(gemm['square_shape'])}, measured after each of our "
+        f"steps, of which each has its share, since the machine's speed moves: {peaks} GFLOP/s in the runs of NPO and "
+        f"RMU. In a process of its own it was {square:.0f}, and {own:.0f} at a shape of the model's own, {_shape(gemm['own_shape'])}. "
         f"Needed per step, {npo['real_tokens_per_step']:.0f} tokens: "
         f"{npo['needed_gflop_per_step']:.0f} GFLOP (NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and "
         "backward pass of the adapted layers on real tokens, and logits at labelled ones. Nothing is counted that is "

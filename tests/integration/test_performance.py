@@ -33,6 +33,7 @@ def test_the_plain_path_trains_with_the_same_losses(method: str) -> None:
     assert found["needed_gflop_per_step"] > 0
     assert found["gemm_gflops"]["least"] > 0
     assert found["gemm_gflops"]["n"] == 2
+    assert 0 < found["shares_of_gemm_peak"]["ours"]["least"] < 1
 
 
 def test_the_plain_path_says_the_same_texts() -> None:
@@ -67,6 +68,10 @@ def test_the_page_says_what_was_reached() -> None:
         "reference_logits_gflop_per_step": 9.0,
         "real_tokens_per_step": 700.0,
         "gemm_gflops": {"median": 100.0, "least": 90.0, "most": 110.0, "n": 5},
+        "shares_of_gemm_peak": {
+            "plain": {"median": 0.15, "least": 0.14, "most": 0.16, "n": 5},
+            "ours": {"median": 0.6, "least": 0.5, "most": 0.71, "n": 5},
+        },
     }
     asked = {"prompts": 320, "plain_prompts_each_time": 20, "texts_compared": 40, "texts_different": 0}
     memory = {
@@ -86,7 +91,7 @@ def test_the_page_says_what_was_reached() -> None:
     assert lines[step] == ("6.00 s (5.00–7.00)", "1.50 s (1.00–2.00)", "4.0 ×", "≥ 3", "yes")
     assert lines["training step, RMU"][-2:] == ("≥ 5", "no")
     assert lines[f"peak memory, {step}"] == ("4000 MiB", "1000 MiB", "0.25 ×", "≤ 0.45", "yes")
-    assert lines[f"share of the GEMM peak, {step}"] == ("0.15", "0.60", "", "≥ 0.7", "no")
+    assert lines[f"share of the GEMM peak, {step}"] == ("0.15 (0.14–0.16)", "0.60 (0.50–0.71)", "", "≥ 0.7", "no")
     page = performance_page.page(result)
     assert "2 cores with AVX2; numbers of type float32" in page
     assert "Made by `python benchmarks/performance.py --joined 2` from" in page
