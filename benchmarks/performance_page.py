@@ -158,7 +158,8 @@ def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:
     yield (
         f"- **GEMM peak**: the best of twelve products of {_shape(gemm['square_shape'])}, measured after each of our "
         f"steps, of which each has its share, since the machine's speed moves: {peaks} GFLOP/s in the runs of NPO and "
-        f"RMU. In a process of its own it was {square:.0f}, and {own:.0f} at a shape of the model's own, {_shape(gemm['own_shape'])}. "
+        f"RMU. In a process of its own it was {square:.0f}, and {own:.0f} at a shape of the model's own, "
+        f"{_shape(gemm['own_shape'])}. "
         f"Needed per step, {npo['real_tokens_per_step']:.0f} tokens: "
         f"{npo['needed_gflop_per_step']:.0f} GFLOP (NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and "
         "backward pass of the adapted layers on real tokens, and logits at labelled ones. Nothing is counted that is "
@@ -189,7 +190,7 @@ def _growth(parts: Numbers) -> Iterator[str]:
                 f"| {plain['peak_mib']:.0f} MiB | {ours['peak_mib']:.0f} MiB | {less:.2f} × |"
             )
     yield ""
-    yield "Evaluation, once; the plain path answers 16 of its prompts, and its time is scaled up:"
+    yield "Evaluation, once; the plain path answers 8 of its prompts, and its time is scaled up:"
     yield ""
     yield "| what grows | to | prompts | plain | ours | ratio | texts that differ |"
     yield "|---|---|---|---|---|---|---|"
