@@ -77,7 +77,7 @@ def _growth_of_evaluation() -> Iterator[Part]:
     for axis in EVALUATED:
         for point in GROWTH[axis]:
             workload = {"passages": 50, "joined": 1, "steps": 1, **point}
-            every = 40 * workload["passages"] // 50  # so that the plain path answers 8 prompts
+            every = 40 * workload["passages"] // 50  # so that the plain path answers ten prompts
             yield f"growth evaluation {axis} {next(iter(point.values()))}", "evaluation", workload, (1, every)
 
 
