@@ -123,10 +123,6 @@ def training(workload: Workload) -> Numbers:
         raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
     drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
     needed = [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
-    shares = {
-        who: [step["needed"] / 1e9 / time / peak for step, time, peak in zip(needed, times[1:], peaks[1:], strict=True)]
-        for who, times in (("plain", plain_seconds), ("ours", steps.seconds))
-    }
     return {
         "dtype": dtype,
         "plain": summary(plain_seconds[1:]),
@@ -137,11 +133,28 @@ def training(workload: Workload) -> Numbers:
         "largest_relative_difference_of_losses": apart,
         "losses": losses,
         "gemm_gflops": summary(peaks[1:]),
-        "shares_of_gemm_peak": {who: summary(some) for who, some in shares.items()},
         "needed_gflop_per_step": median(step["needed"] for step in needed) / 1e9,
         "reference_logits_gflop_per_step": median(step["reference_logits"] for step in needed) / 1e9,
         "real_tokens_per_step": median(step["tokens"] for step in needed),
     }
+
+
+def share(workload: Workload) -> Numbers:
+    """Our share of the GEMM peak in each step, by the peak right after it; the first step is not counted.
+
+    Alone, as one trains; in turns with the plain path a step of ours takes longer.
+    """
+    params, layout = project(workload)
+    device = models.pick_device(workload.device)
+    dtype = models.pick_dtype(workload.dtype, device)
+    peaks: list[float] = []
+    steps = Steps(lambda _: peaks.append(Product.square(device).gflops(device, dtype)))
+    unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
+    theirs = plain.Training(params, layout, workload.run)  # knows which samples were drawn
+    drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
+    needed = [_flops(theirs.policy, params, workload.run, samples)["needed"] / 1e9 for samples in drawn]
+    shares = [work / time / peak for work, time, peak in zip(needed, steps.seconds[1:], peaks[1:], strict=True)]
+    return {"share": summary(shares), "seconds": summary(steps.seconds[1:]), "gemm_gflops": summary(peaks[1:])}
 
 
 def evaluation(workload: Workload, repetitions: int = 2, every: int | None = None) -> Numbers:

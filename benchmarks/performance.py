@@ -36,6 +36,8 @@ QUICK: list[Part] = [
     ("gemm", "gemm", {}, ()),
     ("npo", "training", {"method": "npo", "steps": 10}, ()),
     ("rmu", "training", {"method": "rmu", "steps": 10}, ()),
+    ("share npo", "share", {"method": "npo", "steps": 16}, ()),
+    ("share rmu", "share", {"method": "rmu", "steps": 31}, ()),
     ("evaluation", "evaluation", {"passages": 50, "joined": 1, "steps": 1}, ()),
     *(
         (f"memory {what} {who}", "side", {"method": method, "steps": 2, **more}, (who, what))

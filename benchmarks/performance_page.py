@@ -58,10 +58,11 @@ def rows(result: Numbers) -> list[Row]:
         )  # one prompt needs less than many
         found.append((what, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{share:.2f} ×", *reached))
     for name in ("npo", "rmu"):
-        shares = parts[name]["shares_of_gemm_peak"]
+        part, ours = parts[name], parts[f"share {name}"]["share"]
+        plain = part["needed_gflop_per_step"] / part["plain"]["median"] / part["gemm_gflops"]["median"]
+        cells = f"{plain:.2f}", "{median:.2f} ({least:.2f}–{most:.2f})".format(**ours)
         what = f"share of the GEMM peak, {NAMES[name]}"
-        cells = ["{median:.2f} ({least:.2f}–{most:.2f})".format(**shares[who]) for who in ("plain", "ours")]
-        found.append((what, *cells, "", *_reached("share", shares["ours"]["median"], gpu)))
+        found.append((what, *cells, "", *_reached("share", ours["median"], gpu)))
     return found
 
 
@@ -153,13 +154,16 @@ def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:
     )
     given = "the most that was allocated on the GPU by a process that does nothing else, the loading included"
     yield f"- **Memory**: {given if gpu else resident}."
-    peaks = " and ".join("{median:.0f} ({least:.0f}–{most:.0f})".format(**part["gemm_gflops"]) for part in (npo, rmu))
+    alone = [parts[f"share {name}"] for name in ("npo", "rmu")]
+    peaks = " and ".join("{median:.0f} ({least:.0f}–{most:.0f})".format(**part["gemm_gflops"]) for part in alone)
+    seconds = " and ".join(_seconds(part["seconds"]) for part in alone)
     square, own = gemm["square_gflops"], gemm["own_gflops"]
     yield (
-        f"- **GEMM peak**: the best of twelve products of {_shape(gemm['square_shape'])}, measured after each of our "
-        f"steps, of which each has its share, since the machine's speed moves: {peaks} GFLOP/s in the runs of NPO and "
-        f"RMU. In a process of its own it was {square:.0f}, and {own:.0f} at a shape of the model's own, "
-        f"{_shape(gemm['own_shape'])}. "
+        f"- **GEMM peak**: the best of twelve products of {_shape(gemm['square_shape'])}, measured after each step, of "
+        "which each has its share, since the machine's speed moves. Our share is that of a process that trains as a "
+        f"user does, without the plain path: {alone[0]['share']['n']} steps of NPO and {alone[1]['share']['n']} of RMU "
+        f"took {seconds}, with peaks of {peaks} GFLOP/s. In a process of its own the peak was {square:.0f}, and "
+        f"{own:.0f} at a shape of the model's own, {_shape(gemm['own_shape'])}. "
         f"Needed per step, {npo['real_tokens_per_step']:.0f} tokens: "
         f"{npo['needed_gflop_per_step']:.0f} GFLOP (NPO), {rmu['needed_gflop_per_step']:.0f} (RMU): forward and "
         "backward pass of the adapted layers on real tokens, and logits at labelled ones. Nothing is counted that is "
