@@ -60,7 +60,7 @@ def rows(result: Numbers) -> list[Row]:
     for name in ("npo", "rmu"):
         part, ours = parts[name], parts[f"share {name}"]["share"]
         plain = part["needed_gflop_per_step"] / part["plain"]["median"] / part["gemm_gflops"]["median"]
-        cells = f"{plain:.2f}", "{median:.2f} ({least:.2f}–{most:.2f})".format(**ours)
+        cells = f"{plain:.2f}", "{median:.3f} ({least:.2f}–{most:.2f})".format(**ours)
         what = f"share of the GEMM peak, {NAMES[name]}"
         found.append((what, *cells, "", *_reached("share", ours["median"], gpu)))
     return found

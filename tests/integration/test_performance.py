@@ -95,7 +95,7 @@ def test_the_page_says_what_was_reached() -> None:
     assert lines[step] == ("6.00 s (5.00–7.00)", "1.50 s (1.00–2.00)", "4.0 ×", "≥ 3", "yes")
     assert lines["training step, RMU"][-2:] == ("≥ 5", "no")
     assert lines[f"peak memory, {step}"] == ("4000 MiB", "1000 MiB", "0.25 ×", "≤ 0.45", "yes")
-    assert lines[f"share of the GEMM peak, {step}"] == ("0.15", "0.60 (0.50–0.71)", "", "≥ 0.7", "no")
+    assert lines[f"share of the GEMM peak, {step}"] == ("0.15", "0.600 (0.50–0.71)", "", "≥ 0.7", "no")
     page = performance_page.page(result)
     assert "2 cores with AVX2; numbers of type float32" in page
     assert "Made by `python benchmarks/performance.py --joined 2` from" in page
@@ -116,13 +116,5 @@ def test_growth_is_a_table_for_each_kind_of_work_in_order_of_size() -> None:
     assert len(steps) == 2 * sum(map(len, performance.GROWTH.values()))
     assert [line.split(" | ")[1] for line in steps[:3]] == ["50 passages", "100 passages", "200 passages"]
     answers = [line for line in lines if line.endswith("| 320 | 90.00 s | 9.00 s | 10.0 × | 0 of 16 |")]
-    assert [line.split(" | ")[1].split()[0] for line in answers] == [
-        "50",
-        "100",
-        "200",
-        "1",
-        "2",
-        "4",
-        "embedded",
-        "360m",
-    ]
+    sizes = [line.split(" | ")[1].split()[0] for line in answers]
+    assert sizes == ["50", "100", "200", "embedded", "360m"]
