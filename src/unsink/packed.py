@@ -7,7 +7,6 @@ Shapes: B sequences, T tokens of the longest, N tokens of all, H query heads, G 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -229,31 +228,43 @@ def _attend(
 def _one_by_one(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], window: int | None, options: dict[str, Any]
 ) -> Tensor:
-    """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence.
+    """The same without padding; keys and values are repeated for their queries' heads once, not for each sequence."""
+    times, dropout, scale = query.shape[1] // key.shape[1], options.get("dropout", 0.0), options.get("scaling")
 
-    In bfloat16 a processor's backward pass takes three times as long as in float32. So it is float32 that is attended
-    in, but what waits for that pass is kept as it was.
-    """
-    held, times = query.dtype, query.shape[1] // key.shape[1]
-    whole = [some.float() for some in (query, repeat_kv(key, times), repeat_kv(value, times))]
-    rows = (torch.split(some, list(lengths), dim=2) for some in whole)
-    found = []
-    dropout, scale = options.get("dropout", 0.0), options.get("scaling")
-    with _kept_as(held):
-        for q, k, v in zip(*rows, strict=True):
+    def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        whole = query, repeat_kv(key, times), repeat_kv(value, times)
+        found = []
+        for q, k, v in zip(*(torch.split(some, list(lengths), dim=2) for some in whole), strict=True):
             mask = _window(window, q)
             found.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale))
-    return torch.cat([one.transpose(1, 2) for one in found], dim=1).to(held)
+        return torch.cat([one.transpose(1, 2) for one in found], dim=1)
+
+    if query.dtype == torch.float32 or dropout:
+        return attended(query, key, value)
+    return _InFloat32.apply(attended, query, key, value)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _kept_as(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Within the block keep queries, keys, values and what is found for the backward pass in this type."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda some: some.to(dtype) if some.dim() == 4 and some.is_floating_point() else some,  # not sums, (B, H, T)
-        lambda some: some.float() if some.dtype == dtype else some,
-    )
+class _InFloat32(torch.autograd.Function):
+    """A function of tensors in bfloat16, computed in float32, and again in the backward pass.
+
+    For attention a processor takes three times as long backward in bfloat16 as in float32. Nothing but the inputs is
+    kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*(some.float() for some in inputs)).to(inputs[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = [some.detach().float().requires_grad_() for some in ctx.saved_tensors]
+        with torch.enable_grad():
+            found = ctx.function(*leaves)
+        gradients = torch.autograd.grad(found, leaves, gradient.float())
+        return None, *(one.to(gradient.dtype) for one in gradients)
 
 
 def _window(size: int | None, query: Tensor) -> Tensor | None:
