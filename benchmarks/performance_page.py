@@ -93,6 +93,8 @@ def _page(result: Numbers) -> Iterator[str]:
         f"Machine: {machine['device']}, {machine['processor']}, {machine['cores']} cores with {known}; "
         f"numbers of type {machine['dtype']}. Model: `{result['workload']['model']}`."
     )
+    if earlier := result.get("earlier"):
+        yield f"Of an earlier revision, measured another day: {', '.join(earlier)}."
     if not gpu:
         yield "What was measured on a GPU, with a larger model and more tokens in a step: [scale](../scale.md#one-gpu)."
     yield ""
@@ -133,7 +135,7 @@ def _explained(parts: Numbers, gpu: bool) -> Iterator[str]:
     )
     apart = [part["largest_relative_difference_of_losses"] for part in (npo, rmu)]
     yield (
-        f"- **Equal numbers**, or the command fails: losses differ by at most {apart[0]:.0e} (NPO) and {apart[1]:.0e} "
+        f"- **Equal numbers**, or the command fails: losses differ by at most {apart[0]:.1e} (NPO) and {apart[1]:.1e} "
         f"(RMU) of their size in {npo['ours']['n'] + 1} steps; {evaluation['texts_different']} of "
         f"{evaluation['texts_compared']} greedy texts differ."
     )
@@ -194,7 +196,10 @@ def _growth(parts: Numbers) -> Iterator[str]:
                 f"| {plain['peak_mib']:.0f} MiB | {ours['peak_mib']:.0f} MiB | {less:.2f} × |"
             )
     yield ""
-    yield "Evaluation, once; the plain path answers as many prompts as texts are compared, and its time is scaled up:"
+    yield (
+        "Evaluation, once; the plain path answers as many prompts as texts are compared, and its time is scaled up. "
+        "With the forget set only the passages to continue grow; the questions are those of the 50:"
+    )
     yield ""
     yield "| what grows | to | prompts | plain | ours | ratio | texts that differ |"
     yield "|---|---|---|---|---|---|---|"

@@ -239,7 +239,7 @@ def _one_by_one(
             found.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale))
         return torch.cat([one.transpose(1, 2) for one in found], dim=1)
 
-    if query.dtype == torch.float32 or dropout:
+    if query.dtype != torch.bfloat16 or dropout:  # which would be drawn anew in the backward pass
         return attended(query, key, value)
     return _InFloat32.apply(attended, query, key, value)  # type: ignore[no-any-return, no-untyped-call]
 

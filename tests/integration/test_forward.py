@@ -152,7 +152,12 @@ def test_sequences_in_bfloat16_are_attended_to_in_float32_and_nothing_but_they_i
     exact = [some.detach().float().requires_grad_() for some in (query, key, value)]
     expected, _ = packed._attend(torch.nn.Module(), *exact, None, packing)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda some: kept.append(some) or some, lambda some: some):
+
+    def keep(some: Tensor) -> Tensor:
+        kept.append(some)
+        return some
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda some: some):
         found, _ = packed._attend(torch.nn.Module(), query, key, value, None, packing)
     assert [some.data_ptr() for some in kept] == [some.data_ptr() for some in (query, key, value)]
     assert found.dtype == torch.bfloat16

@@ -153,10 +153,13 @@ def two_processes(folder: Path, *command: str) -> None:
         subprocess.Popen(
             [sys.executable, "-m", "unsink", *arguments, "--params", str(folder / "params.yaml")],
             env={**os.environ, **job, "RANK": rank, "NCCL_HOSTID": f"machine-{rank}"},
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=(folder / f"stderr-{rank}").open("w"),
         )
         for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=180)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    try:
+        codes = [process.wait(timeout=180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert codes == [0, 0], (folder / "stderr-0").read_text()

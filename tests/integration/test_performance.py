@@ -35,10 +35,14 @@ def test_the_plain_path_trains_with_the_same_losses(method: str) -> None:
     assert found["gemm_gflops"]["n"] == 2
 
 
-def test_a_share_is_of_what_the_mathematics_needs() -> None:
+def test_a_share_is_what_a_step_needs_by_what_the_peak_would_do_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures.Product, "gflops", lambda *_: 20.0)
+    monkeypatch.setattr(measures, "_flops", lambda *_: {"needed": 4e9})
     found = measures.share(tiny("rmu"))
-    assert 0 < found["share"]["least"] <= found["share"]["most"] < 1
-    assert found["share"]["n"] == found["seconds"]["n"] == 2
+    times = found["seconds"]
+    assert found["share"]["least"] == pytest.approx(4 / 20 / times["most"])
+    assert found["share"]["most"] == pytest.approx(4 / 20 / times["least"])
+    assert found["share"]["n"] == times["n"] == 2
 
 
 def test_the_plain_path_says_the_same_texts() -> None:
