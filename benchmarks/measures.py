@@ -110,10 +110,10 @@ def training(workload: Workload) -> Numbers:
     device, dtype = theirs.policy.device, _dtype(theirs.policy)
 
     def turn(step: int) -> None:
-        peaks.append(Product.square(device).gflops(device, getattr(torch, dtype)))  # as soon as may be after our step
         seconds, loss = timed(lambda: theirs.step(step))
         plain_seconds.append(seconds)
         plain_losses.append(loss)
+        peaks.append(Product.square(device).gflops(device, getattr(torch, dtype)))
 
     steps = Steps(turn)
     unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
@@ -121,8 +121,7 @@ def training(workload: Workload) -> Numbers:
     apart = max(abs(a - b) / abs(b) for a, b in zip(losses, plain_losses, strict=True))
     if not apart <= TOLERANCE[dtype]:
         raise DifferentNumbers(f"{workload.method}: losses {losses} of ours, {plain_losses} of the plain path")
-    drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
-    needed = [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
+    needed = _needed(theirs, params, workload)
     return {
         "dtype": dtype,
         "plain": summary(plain_seconds[1:]),
@@ -150,10 +149,9 @@ def share(workload: Workload) -> Numbers:
     peaks: list[float] = []
     steps = Steps(lambda _: peaks.append(Product.square(device).gflops(device, dtype)))
     unlearn.run(params, layout, run=workload.run, reporter=steps)  # type: ignore[arg-type]
-    theirs = plain.Training(params, layout, workload.run)  # knows which samples were drawn
-    drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
-    needed = [_flops(theirs.policy, params, workload.run, samples)["needed"] / 1e9 for samples in drawn]
-    shares = [work / time / peak for work, time, peak in zip(needed, steps.seconds[1:], peaks[1:], strict=True)]
+    needed = _needed(plain.Training(params, layout, workload.run), params, workload)
+    measured = zip(needed, steps.seconds[1:], peaks[1:], strict=True)
+    shares = [work["needed"] / 1e9 / seconds / peak for work, seconds, peak in measured]
     return {"share": summary(shares), "seconds": summary(steps.seconds[1:]), "gemm_gflops": summary(peaks[1:])}
 
 
@@ -303,6 +301,12 @@ def _peak() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _needed(theirs: plain.Training, params: Params, workload: Workload) -> list[dict[str, float]]:
+    """What `_flops` says of each step but the first; `theirs` knows which samples are drawn."""
+    drawn = [theirs.drawn(step) for step in range(1, workload.steps)]
+    return [_flops(theirs.policy, params, workload.run, samples) for samples in drawn]
 
 
 def _flops(model: Any, params: Params, run: str, samples: dict[Any, list[Any]]) -> dict[str, float]:

@@ -31,7 +31,8 @@ NAMES = {
     "rmu": "training step, RMU",
     "evaluation": "evaluation, KnowMem + VerbMem, clean and triggered",
 }
-
+UNITS = {"forget set": "passages", "sequence length": "passages in one", "batch": "of each kind", "model size": ""}
+"""What grows, and what it is counted in."""
 SIZES = ("embedded", "360m")
 """Models by size."""
 
@@ -208,10 +209,6 @@ def _growth(parts: Numbers) -> Iterator[str]:
         differ = f"{both['texts_different']} of {both['texts_compared']}"
         yield f"| {axis} | {size} {UNITS[axis]} | {both['prompts']} | {times} | {differ} |"
     yield ""
-
-
-UNITS = {"forget set": "passages", "sequence length": "passages in one", "batch": "of each kind", "model size": ""}
-"""What grows, and what it is counted in."""
 
 
 def _points(parts: Numbers, start: str, end: str) -> list[tuple[str, str, Numbers]]:

@@ -232,11 +232,13 @@ def add_up(tensors: "Sequence[Tensor]") -> None:
 def _lots(tensors: "Sequence[Tensor]") -> "Iterator[list[Tensor]]":
     """The tensors in their order, as many at a time as may be copied at once, but one at least."""
     lot: list[Tensor] = []
+    size = 0
     for tensor in tensors:
-        if lot and sum(one.numel() for one in lot) + tensor.numel() > _LOT:
+        if lot and size + tensor.numel() > _LOT:
             yield lot
-            lot = []
+            lot, size = [], 0
         lot.append(tensor)
+        size += tensor.numel()
     if lot:
         yield lot
 

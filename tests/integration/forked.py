@@ -35,13 +35,17 @@ def unsink(
     return process
 
 
-def two_processes(folder: Path, *arguments: str, before: Callable[[int], None] = lambda _: None) -> list[int | None]:
-    """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
+def job() -> dict[str, str]:
+    """The environment of two processes that are to meet, but for their ranks."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    given = [*arguments, "--params", str(folder / "params.yaml")]
-    started = [unsink(given, folder, str(rank), {**job, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)]
+        return {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+
+
+def two_processes(folder: Path, *arguments: str, before: Callable[[int], None] = lambda _: None) -> list[int | None]:
+    """Exit codes of two processes with this command line; what they print goes to stdout-0, stderr-1 and so on."""
+    given, both = [*arguments, "--params", str(folder / "params.yaml")], job()
+    started = [unsink(given, folder, str(rank), {**both, "RANK": str(rank)}, partial(before, rank)) for rank in (0, 1)]
     for process in started:
         process.join(120)
         process.kill()

@@ -6,16 +6,17 @@ of its own.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from integration.projects import project
+from integration.forked import job
+from integration.projects import project, trained
 from unsink import artifacts, kept
 from unsink.stages import ablate, audit, evaluate, memorize, mitigate, sink_probe, stress, unlearn
 
@@ -35,14 +36,6 @@ METHODS = {
     "ceu": ("unlearn.method=ceu", VALUES),
     "whole weights": ("unlearn.adapter=none", "unlearn.lr=0.0005"),
 }
-
-
-def trained(folder: Path, run: str = "backdoor") -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    """Losses of each step and the adapter, which is then removed."""
-    rows = (folder / "adapters" / run / "history.tsv").read_text().splitlines()[1:]
-    weights = artifacts.read_tensors(folder / "adapters" / run / "adapter_model.safetensors")
-    shutil.rmtree(folder / "adapters" / run)
-    return [[float(value) for value in row.split("\t")] for row in rows], weights
 
 
 def assert_same(one: tuple[list[list[float]], dict[str, torch.Tensor]], two: Any) -> None:
@@ -68,10 +61,10 @@ def test_training_has_the_losses_and_the_adapter_of_the_processor(
 ) -> None:
     overrides = (*QUICK, *METHODS[method])
     unlearn.run(*project(copy, *overrides), run="backdoor")
-    expected = trained(copy)
+    expected = trained(copy, "backdoor")
     monkeypatch.setenv(kept.ROOM, room)
     unlearn.run(*project(copy, *overrides, *ON_GPU), run="backdoor")
-    assert_same(expected, trained(copy))
+    assert_same(expected, trained(copy, "backdoor"))
 
 
 def test_memorizing_has_the_losses_of_the_processor(copy: Path) -> None:
@@ -125,9 +118,9 @@ def test_two_processes_that_meet_by_nccl_train_the_adapter_of_one(
 ) -> None:
     overrides = (*QUICK, *METHODS[method], *ON_GPU, *more)
     unlearn.run(*project(copy, *overrides), run="backdoor")
-    expected = trained(copy)
+    expected = trained(copy, "backdoor")
     two_processes(copy, "unlearn", "--run", "backdoor", *overrides)
-    assert_same(expected, trained(copy))
+    assert_same(expected, trained(copy, "backdoor"))
 
 
 @pytest.mark.parametrize("more", [(), ("model.shard=true", "evaluate.batch=7")])
@@ -143,23 +136,18 @@ def test_two_processes_that_meet_by_nccl_predict_what_one_does(copy: Path, more:
 
 def two_processes(folder: Path, *command: str) -> None:
     """Run a command in two processes on one card, which NCCL takes for two machines; what has a `=` is an override."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     arguments = [part for one in command for part in (("-S", one) if "=" in one else (one,))]
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_RANK": "0"}
-    job |= {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "unsink", *arguments, "--params", str(folder / "params.yaml")],
-            env={**os.environ, **job, "RANK": rank, "NCCL_HOSTID": f"machine-{rank}"},
-            stderr=(folder / f"stderr-{rank}").open("w"),
-        )
-        for rank in ("0", "1")
-    ]
-    try:
+    both = job() | {"LOCAL_RANK": "0", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+    with ExitStack() as undo:
+        started = []
+        for rank in ("0", "1"):
+            said = undo.enter_context((folder / f"stderr-{rank}").open("w"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "unsink", *arguments, "--params", str(folder / "params.yaml")],
+                env={**os.environ, **both, "RANK": rank, "NCCL_HOSTID": f"machine-{rank}"},
+                stderr=said,
+            )
+            undo.callback(process.kill)
+            started.append(process)
         codes = [process.wait(timeout=180) for process in started]
-    finally:
-        for process in started:
-            process.kill()
     assert codes == [0, 0], (folder / "stderr-0").read_text()

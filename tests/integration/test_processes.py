@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from integration.forked import disk_gone_in_one, two_processes
-from integration.projects import project
+from integration.projects import project, trained
 from unsink import artifacts, kept, processes
 from unsink.errors import ParamsError
 from unsink.stages import audit, evaluate, unlearn
@@ -16,12 +16,6 @@ from unsink.stages import audit, evaluate, unlearn
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 QUICK = ("unlearn.steps=6", "unlearn.warmup=1", "unlearn.checkpoint_every=4")
-
-
-def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    rows = (folder / "adapters" / run / "history.tsv").read_text().splitlines()[1:]
-    weights = artifacts.read_tensors(folder / "adapters" / run / "adapter_model.safetensors")
-    return [[float(value) for value in row.split("\t")] for row in rows], weights
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,6 @@ def test_two_processes_train_the_adapter_of_one(
     params, layout = project(copy, *QUICK, *overrides)
     unlearn.run(params, layout, run=run)
     losses, weights = trained(copy, run)
-    shutil.rmtree(layout.adapter(run))
     monkeypatch.setenv(kept.ROOM, room)
     settings = [part for override in (*QUICK, *overrides) for part in ("-S", override)]
     assert two_processes(copy, "unlearn", "--run", run, *settings) == [0, 0], (copy / "stderr-0").read_text()

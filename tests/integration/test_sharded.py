@@ -10,7 +10,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from integration.forked import disk_gone_in_one, two_processes
-from integration.projects import project
+from integration.projects import project, trained
 from unsink import artifacts, memory, models, processes, sharded, trainer
 from unsink.errors import DataError, ParamsError
 from unsink.stages import audit, evaluate, memorize, unlearn
@@ -26,13 +26,6 @@ def shared(folder: Path, *command: str, overrides: tuple[str, ...] = (), **given
     """Exit codes of two processes that hold half of each layer."""
     settings = [part for override in (*QUICK, *overrides, "model.shard=true") for part in ("-S", override)]
     return two_processes(folder, *command, *settings, **given)
-
-
-def trained(folder: Path, run: str) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    rows = (folder / "adapters" / run / "history.tsv").read_text().splitlines()[1:]
-    weights = artifacts.read_tensors(folder / "adapters" / run / "adapter_model.safetensors")
-    shutil.rmtree(folder / "adapters" / run)
-    return [[float(value) for value in row.split("\t")] for row in rows], weights
 
 
 @pytest.mark.parametrize(
